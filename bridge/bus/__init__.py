@@ -1,0 +1,1 @@
+"""Brokers behind one small interface: opaque bytes and headers. Knows no ESL."""

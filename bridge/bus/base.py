@@ -1,0 +1,187 @@
+"""What the bridge asks of a broker: topics, queues, replies; opaque bytes in and out.
+
+This room never knows what the bytes mean, and never imports a driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+
+class Message(msgspec.Struct, gc=False):
+    """One message for a topic or a stream.
+
+    ``id`` removes duplicates (``Nats-Msg-Id``, stream field ``id``), ``type`` is the CloudEvents type
+    (stream field ``type``), ``content_type`` the encoding of ``payload``. ``headers`` are further NATS
+    headers or stream fields. ``sent_at`` is free for the sender.
+    """
+
+    topic: str
+    payload: bytes
+    id: str = ""
+    type: str = ""
+    content_type: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Received(msgspec.Struct, gc=False):
+    """One message that came from a subscribed topic."""
+
+    topic: str
+    payload: bytes
+    content_type: str = ""
+    headers: Mapping[str, str] = {}
+
+
+@runtime_checkable
+class Delivery(Protocol):
+    """One request taken from a queue; exactly one of ``finish`` and ``reject`` is called for it.
+
+    Nothing here blocks: what is to be written is gathered and leaves at the end of the loop's turn.
+    """
+
+    @property
+    def payload(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def queue(self) -> str:
+        """The queue's address, ``esl.cmd`` or ``esl.cmd.<node>``."""
+
+    @property
+    def entry_id(self) -> str:
+        """The queue entry's own id; empty where the queue has none (core NATS, lists)."""
+
+    @property
+    def reply_to(self) -> str:
+        """The reply address that the broker itself carries (NATS reply subject); may be empty."""
+
+    @property
+    def queued_at(self) -> float | None:
+        """Unix time in seconds by the broker's clock; None where the broker does not keep it."""
+
+    @property
+    def claimed(self) -> bool:
+        """True when another worker had it in hand before and fell silent."""
+
+    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """Write the final reply to ``address`` (none when empty) and then remove the entry from the queue."""
+
+    def reject(self, reason: str) -> None:
+        """Put the entry with its ``reason`` into the dead letters, then remove it from the queue."""
+
+
+class Consumer(Protocol):
+    """A queue being consumed, across reconnects, until it is stopped."""
+
+    def resume(self) -> None:
+        """Tell a pull queue that there is room again (see ``room`` of ``Bus.consume``)."""
+
+    async def drain(self, grace: float) -> None:
+        """Take no more from the broker; what was already on its way to us is still handed over.
+
+        Returns when nothing more can arrive (at most ``grace`` seconds). What is in hand stays the caller's:
+        replies still leave afterwards.
+        """
+
+
+class Subscription(Protocol):
+    """A topic pattern being listened to, across reconnects, until it is closed."""
+
+    async def close(self) -> None: ...
+
+
+class BusState(msgspec.Struct, frozen=True):
+    """Whether the broker is there; ``reason`` is for people and holds no secret."""
+
+    connected: bool
+    reason: str = ""
+
+
+class Bus(Protocol):
+    """A broker. All methods belong to one event loop.
+
+    After ``start`` the bus connects, and reconnects for ever with back-off and jitter; subscriptions and
+    consumers come back by themselves. ``BusUnavailable`` means: nothing was written.
+    """
+
+    @property
+    def url(self) -> str:
+        """The broker's URL without its secrets."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def max_payload(self) -> int:
+        """Largest message in bytes, headers counted where the broker counts them."""
+
+    @property
+    def confirmed(self) -> int:
+        """Number of the last batch of ``publish_many`` that the broker has certainly seen."""
+
+    on_state: Callable[[BusState], None]
+    on_broken: Callable[[], None]
+    """Called when the connection broke: batches after ``confirmed`` that were published before are in doubt."""
+
+    async def connect(self, timeout: float) -> None:
+        """Connect once, for tools. Raises ``BusUnavailable`` or ``BusRefused``."""
+
+    def start(self) -> None:
+        """Connect in the background and stay connected; never raises for an absent broker."""
+
+    async def close(self) -> None:
+        """Flush what was gathered, then disconnect."""
+
+    def message_size(self, message: Message) -> int:
+        """The size that the broker will compare with ``max_payload``."""
+
+    async def publish_many(self, batch: Sequence[Message]) -> int:
+        """Write a batch to its topics in order, in one write, and return the batch's number (1, 2, ...).
+
+        Waits while too many bytes are unconfirmed (flow control by bytes). Raises ``BusUnavailable`` when
+        nothing was written and ``PublishFailed`` when the batch broke off. Nothing is ever sent twice.
+        """
+
+    async def flush(self, timeout: float) -> None:
+        """Return when every batch so far is confirmed; raises ``BusUnavailable``."""
+
+    async def subscribe(self, pattern: str, handler: Callable[[Received], None]) -> Subscription:
+        """Listen to a topic pattern: ``*`` for one token, NATS' ``>`` (last) for the rest; on Redis a glob."""
+
+    async def consume(
+        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+    ) -> Consumer:
+        """Take requests from a queue shared with the other workers; ``handler`` must not block.
+
+        From queues that are pulled no more than ``room()`` entries are taken at a time; when it said 0 the
+        consumer waits for ``Consumer.resume``. Core NATS pushes and does not ask.
+        """
+
+    def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """Write one reply (``accepted``, late, replayed) to a reply address; gathered like ``Delivery.finish``."""
+
+    async def request(
+        self,
+        queue: str,
+        payload: bytes,
+        content_type: str,
+        handler: Callable[[bytes, str], None],
+        *,
+        reply_to: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Subscription:
+        """Put a request into a queue and hand every reply, with its content type, to ``handler``.
+
+        ``reply_to`` is what ``new_reply_address`` gave, and stands in the payload too where the broker does not
+        carry it. Listening starts before the request is written; closing the result ends it. Raises
+        ``BusUnavailable``; where the broker can tell that nobody consumes the queue, ``NoConsumer``.
+        """
+
+    def new_reply_address(self) -> str:
+        """An address for ``reply_to`` in a request's body; empty where the broker carries it (NATS)."""

@@ -1,0 +1,1 @@
+"""Operations: metrics, health, logs, HTTP. Only observes, never decides."""
