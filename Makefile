@@ -1,0 +1,49 @@
+# Everything a clone needs: Python 3.11 or newer, nothing else.
+#   make demo            a simulated FreeSWITCH, a real broker, one worker, events as they happen
+#   make test            all tests, with real brokers from wheels
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format check bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-10s %s\n", $$1, $$2}'
+
+# One stamp a set of extras: an install runs again only when pyproject.toml changed.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@echo "Installing esl-bridge and its brokers into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	@echo "Installing esl-bridge, its brokers and the test tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo ## Show it working: make demo ARGS="--for 20 --bus redis"
+	@$(BIN)/esl-bridge demo $(ARGS)
+
+test: $(VENV)/.dev ## Run all tests: make test ARGS="tests/unit -k topics"
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 4 --dist loadgroup)
+
+lint: $(VENV)/.dev ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## Format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+check: lint test ## What CI runs
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

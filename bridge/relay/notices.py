@@ -1,0 +1,74 @@
+"""What the bridge says of itself: notices on ``fs.bridge.<kind>``, in order, waiting for the bus like events do.
+
+This room never decides what happened; it words it and keeps it until the bus takes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from bridge.bus.base import Message
+from bridge.messages.codec import codec_named
+from bridge.messages.notice import NOTICE_PREFIX, NOTICE_TYPE_PREFIX, encode_notice
+
+# A notice is rare; what is over this is a fault that would only repeat itself.
+_WAITING_LIMIT = 10_000
+
+
+class NoticeBoard:
+    """Notices of one worker, numbered, waiting to be published.
+
+    ``instance`` names this run of the worker; ``wake`` is called when there is something to publish.
+    """
+
+    def __init__(self, *, worker: str, instance: str, codec: str, wake: Callable[[], None] = lambda: None) -> None:
+        self.worker = worker
+        self.instance = instance
+        self.wake = wake
+        self.dropped = 0
+        self._codec = codec_named(codec)
+        self._number = 0
+        self._waiting: deque[Message] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def tell(self, kind: str, data: dict[str, Any], *, node: str | None = None) -> None:
+        """Publish a notice as soon as the bus takes it."""
+        self._number += 1
+        payload = encode_notice(
+            kind,
+            data,
+            worker=self.worker,
+            instance=self.instance,
+            number=self._number,
+            node=node,
+            time=time.time(),
+            codec=self._codec,
+        )
+        if len(self._waiting) >= _WAITING_LIMIT:
+            self._waiting.popleft()
+            self.dropped += 1
+        self._waiting.append(
+            Message(
+                topic=NOTICE_PREFIX + kind,
+                payload=payload,
+                id=f"{self.instance}:{self._number}",
+                type=NOTICE_TYPE_PREFIX + kind,
+                content_type=self._codec.event_type,
+            )
+        )
+        self.wake()
+
+    def take(self) -> list[Message]:
+        """All that wait, oldest first."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+    def put_back(self, messages: list[Message]) -> None:
+        """Return what was not written, to the front."""
+        self._waiting.extendleft(reversed(messages))
