@@ -15,7 +15,9 @@
     │   ├── ConnectionLost          the link ended; whatever was written may or may not have run
     │   ├── NotConnected            there is no link, nothing was written
     │   ├── CommandTimeout          written, no reply in time; it may or may not have run
-    │   └── PoolBusy                the queue of waiting commands is full, nothing was written
+    │   ├── PoolBusy                the queue of waiting commands is full, nothing was written
+    │   ├── BudgetSpent             the deadline came before the command could be written
+    │   └── NotPermitted            FreeSWITCH's user may not have what the command or the link needs
     ├── MessageError                the bus's language
     │   ├── InvalidRequest          a command request is malformed; names the field
     │   └── InvalidMessage          an event, notice or reply could not be decoded
@@ -102,6 +104,14 @@ class CommandTimeout(EslError):
 
 class PoolBusy(EslError):
     """Too many commands wait for a connection; nothing was written."""
+
+
+class BudgetSpent(EslError):
+    """The deadline came before the command could be written; nothing was written."""
+
+
+class NotPermitted(EslError):
+    """FreeSWITCH's user may not have something that is needed (named in the text); nothing was run."""
 
 
 # --- messages --------------------------------------------------------------------------------------
