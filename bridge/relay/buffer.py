@@ -11,6 +11,7 @@ from collections import deque
 import msgspec
 
 from bridge.bus.base import Message
+from bridge.messages.notice import GapReason
 
 # What an entry costs beside its payload: the Message, its strings, its place in a list.
 ENTRY_OVERHEAD = 400
@@ -34,7 +35,7 @@ class Loss(msgspec.Struct):
     """
 
     epoch: str
-    reason: str
+    reason: GapReason
     start: float
     end: float
     before: str = ""

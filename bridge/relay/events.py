@@ -16,6 +16,7 @@ import structlog
 from bridge.bus.base import Bus, Message
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
+from bridge.messages.notice import LogNotice, NodeNotice
 from bridge.relay.buffer import ENTRY_OVERHEAD, BufferLimits, Chunk, EventBuffer, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
@@ -134,19 +135,16 @@ class NodeRelay:
         self.state = change.state
         self._meter.state(self.node, change.state)
         log.info("node", node=self.node, state=str(change.state), previous=str(change.previous), reason=change.reason)
-        self._notices.tell(
-            "node",
-            {
-                "state": str(change.state),
-                "previous": str(change.previous),
-                "reason": change.reason,
-                "owner": self._worker,
-                "epoch": self.epoch,
-                "core_uuid": change.core_uuid,
-                "restarted": change.restarted,
-            },
-            node=self.node,
+        notice = NodeNotice(
+            state=change.state,
+            previous=change.previous,
+            reason=change.reason,
+            owner=self._worker,
+            epoch=self.epoch,
+            core_uuid=change.core_uuid,
+            restarted=change.restarted,
         )
+        self._notices.tell(notice, node=self.node)
         self.on_change(change)
 
     def gap(self, gap: LinkGap) -> None:
@@ -164,17 +162,10 @@ class NodeRelay:
     def log_lines(self, records: list[LogRecord]) -> None:
         """Relay FreeSWITCH's own log lines."""
         for record in records:
-            self._notices.tell(
-                "log",
-                {
-                    "level": record.level,
-                    "text": record.text,
-                    "file": record.file,
-                    "line": record.line,
-                    "uuid": record.uuid,
-                },
-                node=self.node,
+            notice = LogNotice(
+                level=record.level, text=record.text, file=record.file, line=record.line, uuid=record.uuid
             )
+            self._notices.tell(notice, node=self.node)
 
     def close(self) -> None:
         """Forget the node (its buffer must be empty or given up)."""

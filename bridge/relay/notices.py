@@ -8,11 +8,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from bridge.bus.base import Message
 from bridge.messages.codec import codec_named
-from bridge.messages.notice import NOTICE_PREFIX, NOTICE_TYPE_PREFIX, encode_notice
+from bridge.messages.notice import (
+    TYPE_PREFIX,
+    AuditNotice,
+    GapNotice,
+    LateNotice,
+    LogNotice,
+    NodeNotice,
+    SnapshotNotice,
+    WorkerNotice,
+    encode_notice,
+    notice_id,
+)
+from bridge.messages.topics import notice_topic
+
+NoticeData = AuditNotice | GapNotice | LateNotice | LogNotice | NodeNotice | SnapshotNotice | WorkerNotice
 
 # A notice is rare; what is over this is a fault that would only repeat itself.
 _WAITING_LIMIT = 10_000
@@ -36,12 +49,13 @@ class NoticeBoard:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def tell(self, kind: str, data: dict[str, Any], *, node: str | None = None) -> None:
+    def tell(self, notice: NoticeData, *, node: str = "") -> None:
         """Publish a notice as soon as the bus takes it."""
+        kind = notice.kind
         self._number += 1
         payload = encode_notice(
             kind,
-            data,
+            notice,
             worker=self.worker,
             instance=self.instance,
             number=self._number,
@@ -54,11 +68,11 @@ class NoticeBoard:
             self.dropped += 1
         self._waiting.append(
             Message(
-                topic=NOTICE_PREFIX + kind,
+                topic=notice_topic(kind),
                 payload=payload,
-                id=f"{self.instance}:{self._number}",
-                type=NOTICE_TYPE_PREFIX + kind,
-                content_type=self._codec.event_type,
+                id=notice_id(self.instance, self._number),
+                type=TYPE_PREFIX + kind,
+                content_type=self._codec.event_content_type,
             )
         )
         self.wake()

@@ -15,6 +15,7 @@ import structlog
 
 from bridge.bus.base import Bus, Message
 from bridge.errors import BusError, BusUnavailable, PublishFailed
+from bridge.messages.notice import GapNotice, rfc3339
 from bridge.relay.buffer import Chunk, EventBuffer, Loss
 from bridge.relay.notices import NoticeBoard
 
@@ -223,26 +224,18 @@ class Publisher:
 
     def _tell_losses(self, buffer: EventBuffer) -> None:
         for loss in buffer.take_losses():
-            self._notices.tell("gap", gap_data(loss), node=buffer.node)
+            self._notices.tell(gap_notice(loss), node=buffer.node)
 
 
-def gap_data(loss: Loss) -> dict[str, object]:
-    """The ``gap`` notice's data (contract section 3a)."""
-    data: dict[str, object] = {
-        "epoch": loss.epoch,
-        "reason": loss.reason,
-        "from": format_instant(loss.start),
-        "to": format_instant(loss.end),
-        "before": loss.before,
-        "after": loss.after,
-    }
-    if loss.count is not None:
-        data["count"] = loss.count
-        data["exact"] = loss.exact
-    return {name: value for name, value in data.items() if value != ""}
-
-
-def format_instant(seconds: float) -> str:
-    """A Unix time as RFC 3339 UTC with microseconds."""
-    whole, micros = divmod(round(seconds * 1_000_000), 1_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{micros:06d}Z"
+def gap_notice(loss: Loss) -> GapNotice:
+    """The ``gap`` notice of a loss (contract section 3a)."""
+    return GapNotice(
+        reason=loss.reason,
+        epoch=loss.epoch,
+        start=rfc3339(loss.start),
+        end=rfc3339(loss.end),
+        before=loss.before,
+        after=loss.after,
+        count=loss.count,
+        exact=None if loss.count is None else loss.exact,
+    )
