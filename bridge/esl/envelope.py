@@ -1,0 +1,95 @@
+"""The few headers that say what an event is, read without decoding the others.
+
+This room never builds a map of an event: see event.py for its headers.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from bridge.esl.plain import HeaderValue, find_values
+
+_FIELDS: Final = {
+    "name": "Event-Name",
+    "subclass": "Event-Subclass",
+    "core_uuid": "Core-UUID",
+    "sequence": "Event-Sequence",
+    "timestamp": "Event-Date-Timestamp",
+    "unique_id": "Unique-ID",
+    "job_uuid": "Job-UUID",
+    "command": "Command",
+}
+_PLAIN_NAMES: Final = tuple(f"\n{header}: ".encode() for header in _FIELDS.values())
+
+
+class Envelope(msgspec.Struct, rename=_FIELDS, gc=False):
+    """What an event is; each field a text, ``""`` where the event has no such header.
+
+    Of a header that is there twice the last one counts: it is FreeSWITCH's own stamp, the others are a sender's.
+    ``timestamp`` is in microseconds since 1970 by FreeSWITCH's clock.
+    """
+
+    name: str = ""
+    subclass: str = ""
+    core_uuid: str = ""
+    sequence: str = ""
+    timestamp: str = ""
+    unique_id: str = ""
+    job_uuid: str = ""
+    command: str = ""
+
+
+_ENVELOPE: Final = msgspec.json.Decoder(Envelope)
+_HEADERS: Final = msgspec.json.Decoder(dict[str, HeaderValue])
+# msgspec reports invalid UTF-8 as UnicodeDecodeError, which is a ValueError, and deep nesting as RecursionError.
+_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+
+
+def decode_envelope(raw: bytes) -> Envelope:
+    """Read the envelope of a JSON event; the whole text is checked to be a JSON object, except for its UTF-8.
+
+    Raises ``ValueError`` where it is none even after repairing its UTF-8.
+    """
+    try:
+        return _ENVELOPE.decode(raw)
+    except _UNREADABLE:
+        headers = _decode_leniently(raw)
+        return Envelope(**{field: _one(headers.get(header, "")) for field, header in _FIELDS.items()})
+
+
+def find_envelope(block: bytes) -> Envelope:
+    """Read the envelope of a plain event from its header block."""
+    return Envelope(*find_values(block, _PLAIN_NAMES))
+
+
+def decode_json(raw: bytes) -> dict[str, HeaderValue]:
+    """Decode a JSON event to a map. Raises ``ValueError`` where it is no JSON object even after repair."""
+    try:
+        return _HEADERS.decode(raw)
+    except _UNREADABLE:
+        return _decode_leniently(raw)
+
+
+def _decode_leniently(raw: bytes) -> dict[str, HeaderValue]:
+    """Read what the strict decoder refuses: invalid UTF-8, half surrogate pairs, values that are no text."""
+    try:
+        event = json.loads(raw.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply for an event") from None
+    if not isinstance(event, dict):
+        raise ValueError("not a JSON object")
+    return {_text(name): [_text(v) for v in value] if isinstance(value, list) else _text(value)
+            for name, value in event.items()}  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        value = "" if value is None else json.dumps(value)
+    return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+
+
+def _one(value: HeaderValue) -> str:
+    return value if isinstance(value, str) else (value[-1] if value else "")
