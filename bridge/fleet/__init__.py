@@ -1,0 +1,1 @@
+"""Many workers, many nodes: who a worker is, and what it owns."""
