@@ -34,7 +34,7 @@ def test_a_name_held_by_another_process_is_refused(tmp_path: Path) -> None:
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match="worker.id"):
+        with pytest.raises(ConfigError, match=r"worker\.id"):
             take_identity("w1", str(tmp_path))
     finally:
         other.communicate("")

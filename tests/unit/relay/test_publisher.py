@@ -1,0 +1,216 @@
+"""The publisher: everything leaves once and in order, doubt is told, an absent bus only makes buffers older."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+
+from bridge.bus.base import BusState, Message
+from bridge.errors import BusUnavailable, PublishFailed
+from bridge.relay.buffer import BufferLimits, Chunk, EventBuffer, Loss
+from bridge.relay.notices import NoticeBoard
+from bridge.relay.publisher import Publisher, gap_notice
+
+
+class ScriptedBus:
+    """A bus whose fate the test decides: what it published, whether it confirms, how the next batch fails."""
+
+    url = "test://"
+    max_payload = 1024 * 1024
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.confirms = True
+        self.confirmed = 0
+        self.number = 0
+        self.published: list[Message] = []
+        self.failure: Exception | None = None
+        self.on_broken: Callable[[], None] = lambda: None
+        self.on_state: Callable[[BusState], None] = lambda state: None
+
+    async def publish_many(self, batch: Sequence[Message]) -> int:
+        failure, self.failure = self.failure, None
+        if isinstance(failure, PublishFailed):
+            self.published += batch[: failure.confirmed]
+        if failure is not None:
+            raise failure
+        self.published += batch
+        self.number += 1
+        if self.confirms:
+            self.confirmed = self.number
+        return self.number
+
+    async def flush(self, timeout: float) -> None:
+        if not self.connected:
+            raise BusUnavailable("away")
+        self.confirmed = self.number
+
+
+class Meter:
+    def __init__(self) -> None:
+        self.confirmed = 0
+        self.lost: dict[str, int] = {}
+
+    def published(self, node: str, count: int) -> None:
+        self.confirmed += count
+
+    def dropped(self, node: str, reason: str, count: int) -> None:
+        if count:
+            self.lost[reason] = self.lost.get(reason, 0) + count
+
+
+class House:
+    """A publisher with one node's buffer."""
+
+    def __init__(self) -> None:
+        self.bus = ScriptedBus()
+        self.meter = Meter()
+        self.notices = NoticeBoard(worker="w1", instance="w1.1", codec="json")
+        self.publisher = Publisher(self.bus, self.notices, self.meter)  # type: ignore[arg-type]
+        self.buffer = EventBuffer("fs1", BufferLimits(age=1e10))
+        self.publisher.add(self.buffer)
+
+    def read(self, first: int, count: int) -> None:
+        messages = [Message(topic="t", payload=b"x", id=str(number)) for number in range(first, first + count)]
+        self.buffer.append(Chunk("e1", messages, count * 100, 1_000_000.0))
+        self.publisher.wake()
+
+    def ids(self) -> list[str]:
+        return [message.id for message in self.bus.published if message.topic == "t"]
+
+    def gaps(self) -> list[dict[str, object]]:
+        return [json.loads(one.payload)["data"] for one in self.bus.published if one.topic == "fs.bridge.gap"]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():  # noqa: ASYNC110 - the condition is anybody's state
+                await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def house() -> AsyncIterator[House]:
+    house = House()
+    house.publisher.start()
+    yield house
+    await house.publisher.stop(0.1)
+
+
+async def test_what_is_read_leaves_in_order_and_is_counted_when_confirmed(house: House) -> None:
+    house.bus.confirms = False
+    house.read(0, 3)
+    house.read(3, 2)
+    await house.until(lambda: len(house.ids()) == 5)
+    assert house.ids() == ["0", "1", "2", "3", "4"]
+    assert house.meter.confirmed == 0
+    house.bus.confirmed = house.bus.number
+    house.publisher.wake()
+    await house.until(lambda: house.meter.confirmed == 5)
+
+
+async def test_one_write_takes_what_several_nodes_have(house: House) -> None:
+    other = EventBuffer("fs2", BufferLimits())
+    house.publisher.add(other)
+    other.append(Chunk("e2", [Message(topic="t", payload=b"y", id="b")], 1, 0.0))
+    house.read(0, 1)
+    await house.until(lambda: len(house.ids()) == 2)
+    assert house.bus.number == 1
+    house.publisher.remove(other)
+
+
+async def test_while_the_bus_is_away_events_wait_and_leave_when_it_is_back(house: House) -> None:
+    house.bus.connected = False
+    house.read(0, 2)
+    await asyncio.sleep(0)
+    assert (house.publisher.events, house.publisher.size) == (2, 200)
+    house.bus.connected = True
+    house.publisher.wake()
+    await house.until(lambda: house.ids() == ["0", "1"])
+    assert (house.publisher.events, house.publisher.size) == (0, 0)
+
+
+async def test_a_bus_that_went_away_at_the_write_gets_the_same_events_later(house: House) -> None:
+    house.bus.failure = BusUnavailable("gone")
+    house.read(0, 2)
+    await house.until(lambda: house.bus.failure is None)
+    house.read(2, 1)
+    await house.until(lambda: len(house.ids()) == 3)
+    assert house.ids() == ["0", "1", "2"]
+    assert house.gaps() == []
+
+
+async def test_a_batch_that_broke_off_is_counted_told_and_continued(house: House) -> None:
+    house.bus.failure = PublishFailed("cut", confirmed=2, uncertain=3)
+    house.read(0, 4)
+    house.read(4, 4)
+    await house.until(lambda: house.bus.failure is None)
+    house.publisher.wake()
+    await house.until(lambda: bool(house.gaps()))
+    assert house.ids() == ["0", "1", "5", "6", "7"]
+    [gap] = house.gaps()
+    assert {name: gap[name] for name in ("reason", "before", "after", "count", "exact")} == {
+        "reason": "bus", "before": "1", "after": "5", "count": 3, "exact": False,
+    }  # fmt: skip
+    await house.until(lambda: house.meter.confirmed == 5)
+    assert house.meter.lost == {"bus": 3}
+
+
+async def test_a_broken_connection_puts_unconfirmed_batches_in_doubt_and_sends_nothing_twice(house: House) -> None:
+    house.read(0, 1)
+    await house.until(lambda: house.meter.confirmed == 1 or house.ids() == ["0"])
+    house.bus.confirms = False
+    house.read(1, 2)
+    await house.until(lambda: len(house.ids()) == 3)
+    house.bus.on_broken()
+    house.bus.confirms = True
+    house.read(3, 1)
+    await house.until(lambda: bool(house.gaps()))
+    assert house.ids() == ["0", "1", "2", "3"]
+    [gap] = house.gaps()
+    assert (gap["before"], gap["after"], gap["count"], gap["exact"]) == ("0", "3", 2, False)
+    await house.until(lambda: house.meter.confirmed == 2)
+
+
+async def test_a_fault_in_the_bus_does_not_end_the_relay(house: House) -> None:
+    house.bus.failure = RuntimeError("a fault of ours")
+    house.read(0, 1)
+    await house.until(lambda: house.bus.failure is None)
+    house.read(1, 1)
+    await house.until(lambda: "1" in house.ids())
+
+
+async def test_stop_publishes_what_is_left_and_has_it_confirmed() -> None:
+    house = House()
+    house.bus.confirms = False
+    house.publisher.start()
+    house.read(0, 5)
+    assert await house.publisher.stop(5.0) == 0
+    assert len(house.ids()) == 5
+    assert house.meter.confirmed == 5
+
+
+async def test_stop_gives_up_what_an_absent_bus_cannot_take_and_counts_it() -> None:
+    house = House()
+    house.bus.connected = False
+    house.publisher.start()
+    house.read(0, 5)
+    assert await house.publisher.stop(0.05) == 5
+    assert house.meter.lost == {"shutdown": 5}
+
+
+async def test_notices_are_numbered_and_survive_an_absent_bus(house: House) -> None:
+    house.bus.connected = False
+    with contextlib.suppress(TimeoutError):
+        for reason in ("link", "bus"):
+            house.notices.tell(gap_notice(Loss("e1", "link", 1.0, 2.0, count=None, before=reason)), node="fs1")
+    house.bus.connected = True
+    house.publisher.wake()
+    await house.until(lambda: len(house.gaps()) == 2)
+    assert [one.id for one in house.bus.published] == ["w1.1:1", "w1.1:2"]
+    assert house.gaps()[0] == {
+        "epoch": "e1", "reason": "link", "from": "1970-01-01T00:00:01.000000Z", "to": "1970-01-01T00:00:02.000000Z",
+        "before": "link",
+    }  # fmt: skip
