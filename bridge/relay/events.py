@@ -28,29 +28,32 @@ log = structlog.get_logger(__name__)
 # A message is measured exactly only when its payload comes this near to the bus's limit: headers are smaller.
 HEADER_ALLOWANCE = 4_096
 
+# States in which a node answers commands and sends events.
+SERVING = (NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING)
+
 # What somebody else wants of an event that passes (the call table, a waiting execute): name -> callable.
 Watchers = Mapping[str, Callable[[Event], None]]
 
 
 class EventMeter(Protocol):
-    """Counters and gauges that the event path feeds."""
+    """Counters that the event path feeds (``ops.metrics`` fulfils it)."""
 
-    def received(self, node: str, count: int) -> None:
+    def events_received(self, node: str, count: int = 1) -> None:
         """``count`` events were read from the node."""
 
-    def dropped(self, node: str, reason: str, count: int) -> None:
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
         """``count`` events of the node will not be published."""
 
-    def lag(self, node: str, seconds: float) -> None:
-        """FreeSWITCH's timestamp of the last event of a read to its hand-over to the bus."""
-
-    def repaired(self, node: str, count: int) -> None:
+    def events_repaired(self, node: str, count: int = 1) -> None:
         """``count`` events held invalid UTF-8."""
 
-    def state(self, node: str, state: str) -> None:
-        """The node's state changed."""
+    def event_lag(self, seconds: float) -> None:
+        """FreeSWITCH's timestamp of the last event of a read to its hand-over to the bus."""
 
-    def lost_link(self, node: str, reason: str) -> None:
+    def node_up(self, node: str, up: bool) -> None:
+        """Whether the node serves."""
+
+    def link_lost(self, node: str, reason: str) -> None:
         """An event link ended or could not be made."""
 
 
@@ -117,23 +120,23 @@ class NodeRelay:
             size += length + ENTRY_OVERHEAD
             messages.append(message)
         meter = self._meter
-        meter.received(self.node, len(events))
+        meter.events_received(self.node, len(events))
         if messages:
             dropped = self.buffer.append(Chunk(route.epoch, messages, size, now))
             if dropped:
-                meter.dropped(self.node, "buffer", dropped)
+                meter.events_dropped(self.node, "buffer", dropped)
             self._publisher.wake()
         last = events[-1].timestamp_us
         if last:
-            meter.lag(self.node, now - last / 1_000_000)
+            meter.event_lag(now - last / 1_000_000)
         repaired = sum(event.repaired for event in events)
         if repaired:
-            meter.repaired(self.node, repaired)
+            meter.events_repaired(self.node, repaired)
 
     def node_changed(self, change: NodeChange) -> None:
         """Tell subscribers and the log that the node's state changed."""
         self.state = change.state
-        self._meter.state(self.node, change.state)
+        self._meter.node_up(self.node, change.state in SERVING)
         log.info("node", node=self.node, state=str(change.state), previous=str(change.previous), reason=change.reason)
         notice = NodeNotice(
             state=change.state,
@@ -156,7 +159,7 @@ class NodeRelay:
 
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
-        self._meter.lost_link(self.node, str(reason))
+        self._meter.link_lost(self.node, str(reason))
         log.warning("event link lost", node=self.node, reason=str(reason), error=str(error))
 
     def log_lines(self, records: list[LogRecord]) -> None:
@@ -184,7 +187,7 @@ class NodeRelay:
 
     def _drop_too_large(self, message: Message, now: float) -> None:
         log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
-        self._meter.dropped(self.node, "too_large", 1)
+        self._meter.events_dropped(self.node, "too_large", 1)
         self.buffer.lose(Loss(self.epoch, "too_large", start=now, end=now, count=1))
 
 

@@ -28,13 +28,16 @@ EXPIRY_INTERVAL = 1.0
 
 
 class PublishMeter(Protocol):
-    """Counters that the publisher feeds."""
+    """Counters that the publisher feeds (``ops.metrics`` fulfils it)."""
 
-    def published(self, node: str, count: int) -> None:
+    def events_published(self, node: str, count: int = 1) -> None:
         """``count`` events of ``node`` are confirmed by the broker."""
 
-    def dropped(self, node: str, reason: str, count: int) -> None:
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
         """``count`` events of ``node`` will not be published."""
+
+    def gap(self, node: str, reason: str) -> None:
+        """A loss was told."""
 
 
 class _Written:
@@ -106,7 +109,8 @@ class Publisher:
         lost = 0
         for buffer in self._buffers:
             dropped = buffer.close(time.time())
-            self._meter.dropped(buffer.node, "shutdown", dropped)
+            if dropped:
+                self._meter.events_dropped(buffer.node, "shutdown", dropped)
             lost += dropped
         return lost
 
@@ -182,7 +186,7 @@ class Publisher:
                 uncertain -= doubtful
                 if sure:
                     buffer.last_confirmed = chunk.messages[sure - 1].id
-                    self._meter.published(buffer.node, sure)
+                    self._meter.events_published(buffer.node, sure)
                 if doubtful:
                     self._doubt(buffer, chunk, chunk.messages[sure : sure + doubtful], now)
                 if sure + doubtful < len(chunk.messages):
@@ -203,7 +207,7 @@ class Publisher:
                     self._doubt(buffer, chunk, chunk.messages, now)
 
     def _doubt(self, buffer: EventBuffer, chunk: Chunk, messages: list[Message], now: float) -> None:
-        self._meter.dropped(buffer.node, "bus", len(messages))
+        self._meter.events_dropped(buffer.node, "bus", len(messages))
         loss = Loss(chunk.epoch, "bus", chunk.at, now, buffer.last_confirmed, count=len(messages), exact=False)
         buffer.lose(loss)
 
@@ -213,17 +217,18 @@ class Publisher:
         while written and written[0].number <= confirmed:
             for buffer, chunks in written.popleft().parts:
                 buffer.last_confirmed = chunks[-1].messages[-1].id
-                self._meter.published(buffer.node, sum(len(chunk.messages) for chunk in chunks))
+                self._meter.events_published(buffer.node, sum(len(chunk.messages) for chunk in chunks))
 
     def _expire(self) -> None:
         now = time.time()
         for buffer in self._buffers:
             dropped = buffer.expire(now)
             if dropped:
-                self._meter.dropped(buffer.node, "buffer", dropped)
+                self._meter.events_dropped(buffer.node, "buffer", dropped)
 
     def _tell_losses(self, buffer: EventBuffer) -> None:
         for loss in buffer.take_losses():
+            self._meter.gap(buffer.node, loss.reason)
             self._notices.tell(gap_notice(loss), node=buffer.node)
 
 

@@ -54,13 +54,16 @@ class Meter:
     def __init__(self) -> None:
         self.confirmed = 0
         self.lost: dict[str, int] = {}
+        self.gaps_told = 0
 
-    def published(self, node: str, count: int) -> None:
+    def events_published(self, node: str, count: int = 1) -> None:
         self.confirmed += count
 
-    def dropped(self, node: str, reason: str, count: int) -> None:
-        if count:
-            self.lost[reason] = self.lost.get(reason, 0) + count
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
+        self.lost[reason] = self.lost.get(reason, 0) + count
+
+    def gap(self, node: str, reason: str) -> None:
+        self.gaps_told += 1
 
 
 class House:
@@ -156,6 +159,7 @@ async def test_a_batch_that_broke_off_is_counted_told_and_continued(house: House
     }  # fmt: skip
     await house.until(lambda: house.meter.confirmed == 5)
     assert house.meter.lost == {"bus": 3}
+    assert house.meter.gaps_told == 1
 
 
 async def test_a_broken_connection_puts_unconfirmed_batches_in_doubt_and_sends_nothing_twice(house: House) -> None:
