@@ -1,0 +1,73 @@
+"""The command line: one room a command; this one puts them together and turns errors into exit codes.
+
+It never does a command's work, and imports what a command needs only when that command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from bridge import __version__
+from bridge.cli import exits
+from bridge.cli.call import call
+from bridge.cli.check import check
+from bridge.cli.demo import demo
+from bridge.cli.run import run
+from bridge.cli.simulate import simulate
+from bridge.cli.tail import tail
+from bridge.errors import BridgeError
+
+app = typer.Typer(
+    name="esl-bridge",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 1 answered with a failure, 2 usage, 69 bus or node not reachable, 78 configuration "
+    "or credentials wrong.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"esl-bridge {__version__}")
+        raise typer.Exit(exits.FINE)
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The message-bus bridge between FreeSWITCH's Event Socket and NATS or Redis.
+
+    New here? [bold]esl-bridge demo[/bold] shows all of it on this machine, with nothing to install or configure.
+    """
+
+
+for command in (demo, run, check, tail, call, simulate):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="esl-bridge")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else exits.FINE if end.code is None else exits.FAILED
+    except BridgeError as error:
+        return exits.tell(error)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not a fault. The interpreter must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.FINE
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    return exits.FINE

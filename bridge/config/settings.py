@@ -1,0 +1,243 @@
+"""Every setting with its type, default, unit and meaning; the TOML file mirrored attribute by attribute.
+
+This room never reads anything: ``loading`` fills it from file, environment and secrets.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+from urllib.parse import unquote
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from bridge.config.values import (
+    BusUrl,
+    EslFilter,
+    EventName,
+    ListenAddress,
+    NodeName,
+    NodeUrl,
+    QueueName,
+    SecretUrl,
+    TopicText,
+    fault,
+    required,
+    setting,
+)
+from bridge.esl.url import EslUrl
+
+LogLevel = Literal["console", "alert", "crit", "err", "warning", "notice", "info", "debug"]
+
+
+class Section(BaseModel):
+    """A table of the file: strict about types, closed to unknown keys, never shows its input in errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False, regex_engine="python-re"
+    )
+
+
+class WorkerSettings(Section):
+    """``[worker]``: this process."""
+
+    id: str = setting(
+        "auto",
+        'Name of this worker, unique on the bus; "auto" is the host name and the number of a lock file in state_dir',
+        pattern=r"^[A-Za-z0-9_.-]{1,128}$",
+    )
+    state_dir: str = setting(
+        "/var/lib/esl-bridge",
+        "Folder for what must outlive a restart; a temporary one is used when it is not writable and nothing durable needs it",
+        min_length=1,
+    )
+    drain_timeout: float = setting(
+        20.0, "Longest time from SIGTERM to the exit: requests in hand are answered, events flushed", unit="s", ge=0
+    )
+
+
+class BusSettings(Section):
+    """``[bus]``: the broker."""
+
+    url: BusUrl = setting(
+        SecretUrl("nats://127.0.0.1:4222"),
+        "The broker: nats:// tls:// redis:// rediss:// redis+cluster:// redis+sentinel:// unix:// or memory://",
+    )
+    codec: Literal["json", "msgpack"] = setting("json", "Encoding of events and notices; a reply uses its request's")
+    username: str = setting("", "User at the broker, when it is not in the URL")
+    password: SecretStr = setting(SecretStr(""), "Password at the broker, when it is not in the URL")
+    password_file: str = setting("", "File that holds the password at the broker")
+    creds: str = setting("", "NATS credentials file (JWT and seed)")
+    nkey: str = setting("", "NATS nkey seed file")
+    tls_ca: str = setting("", "File of CA certificates that the broker's certificate is checked against")
+    tls_cert: str = setting("", "Client certificate file for the broker")
+    tls_key: str = setting("", "Key file of the client certificate")
+
+    @model_validator(mode="after")
+    def _check(self) -> BusSettings:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            missing = "tls_key" if self.tls_cert else "tls_cert"
+            raise fault("is needed too: tls_cert and tls_key go together", missing)
+        if self.url.scheme not in ("nats", "tls"):
+            for key in ("creds", "nkey"):
+                if getattr(self, key):
+                    raise fault("is for NATS only", key)
+        return self
+
+
+class EslSettings(Section):
+    """``[esl]``: names, meaning and units of the OpenSIPS freeswitch module."""
+
+    event_heartbeat_interval: float = setting(
+        0.0, "Expected time between two HEARTBEATs; 0 learns it from them", unit="s", ge=0, le=3600
+    )
+    esl_connect_timeout: int = setting(5000, "Longest time for TCP connect and authentication", unit="ms", ge=1)
+    esl_cmd_timeout: int = setting(
+        5000, "Longest wait for FreeSWITCH's direct reply to a command; does not include connecting", unit="ms", ge=1
+    )
+    esl_cmd_polling_itv: int = setting(
+        0, "0: replies leave at once; more: they are gathered and leave every so often", unit="us", ge=0, le=10_000_000
+    )
+
+
+class NodeSettings(Section):
+    """``[[node]]``: one FreeSWITCH server."""
+
+    name: NodeName = required("Name of the node: 1 to 64 of A-Z a-z 0-9 _ -, unique")
+    url: NodeUrl = required("fs://[username]:password@host[:port], port 8021; also fs+tls:// and fs+unix://")
+    password: SecretStr = setting(SecretStr(""), "Password, when it is not in the URL")
+    password_file: str = setting("", "File that holds the password")
+    tags: list[str] = setting([], 'Tags for requests to "tag:<tag>"')
+    format: Literal["json", "plain"] = setting("json", "Event format asked of FreeSWITCH")
+    subscribe: list[EventName] | None = setting(None, "Events to subscribe to; absent: those of [events]")
+    filters: list[EslFilter] = setting([], 'ESL filters "Header: value" or "Header: /regex/"; empty: everything')
+    log_level: LogLevel | None = setting(None, "Relay FreeSWITCH's log lines up to this level to fs.bridge.log")
+    suppress_own_api: bool = setting(True, "Leave out the API events that the bridge's own commands cause")
+    tls_ca: str = setting("", "File of CA certificates for fs+tls://")
+    tls_verify: bool = setting(True, "Check the certificate of an fs+tls:// server")
+    max_connections: int = setting(4, "Most command connections to this node", unit="connections", ge=1, le=256)
+    max_pipelined: int = setting(
+        16, "Most unanswered commands on one connection (depth is doubt)", unit="commands", ge=1, le=1024
+    )
+    idle_timeout: float = setting(60.0, "A command connection unused for this long is closed", unit="s", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> NodeSettings:
+        if any(not tag or any(mark in tag for mark in " *>") for tag in self.tags):
+            raise fault("a tag must be a word without spaces or wildcards", "tags")
+        return self
+
+    @property
+    def esl_url(self) -> EslUrl:
+        """The URL in its parts."""
+        return EslUrl.parse(self.url.get_secret_value())
+
+
+class EventSettings(Section):
+    """``[events]``: the path from FreeSWITCH to the bus."""
+
+    subscribe: list[EventName] = setting(["ALL"], 'Events to subscribe to, such as "CHANNEL_ANSWER", "CUSTOM:sofia::register"')
+    topic: TopicText = setting(
+        "fs.events.{event}", "Template of the topic; placeholders {event} {name} {subclass} {node} {uuid} {<any header>}"
+    )
+    delivery: Literal["pubsub", "durable", "both"] = setting(
+        "pubsub", "pubsub: who listens gets it; durable: kept in a stream (NATS JetStream, Redis); both"
+    )
+    envelope: Literal["cloudevents", "none"] = setting("cloudevents", "none publishes FreeSWITCH's own JSON alone")
+    codec: Literal["json", "msgpack"] | None = setting(None, "Encoding of events; absent: that of the bus")
+    unique_keys: bool = setting(False, "Rewrite events in which FreeSWITCH repeats a key, for strict JSON parsers")
+    buffer_events: int = setting(100_000, "Most events that wait while the bus is away or slow", unit="events", ge=1)
+    buffer_bytes: int = setting(67_108_864, "Most bytes of events that wait", unit="bytes", ge=65_536)
+    buffer_age: float = setting(300.0, "An event that waited longer than this is dropped", unit="s", gt=0)
+
+
+class CommandSettings(Section):
+    """``[commands]``: the path from a request to its reply."""
+
+    queue: QueueName = setting("esl.cmd", "Queue that requests are taken from; a node's own is <queue>.<node>")
+    queue_type: Literal["stream", "list"] = setting("stream", "Kind of the queue on Redis")
+    durable: bool = setting(False, "NATS: also take requests from the JetStream queue esl.queue")
+    max_in_flight: int = setting(512, "Most requests in hand; more are answered busy, or left in the queue", unit="requests", ge=1)
+    max_in_flight_node: int = setting(256, "Most requests in hand for one node", unit="requests", ge=1)
+    max_timeout: float = setting(3600.0, "Largest timeout_ms that a request may ask for", unit="s", gt=0)
+    job_timeout: float = setting(120.0, "Budget of background jobs when the request names none", unit="s", gt=0)
+    dedup_window: float = setting(300.0, "How long the outcome of an id is kept", unit="s", ge=0)
+    claim_after: float = setting(
+        30.0, "A worker silent for this long loses the entries it has in hand to another", unit="s", ge=1
+    )
+    scatter_limit: int = setting(
+        16, "Largest fleet in which a call that nobody owns up to is looked for on every node", unit="nodes", ge=0
+    )
+    reply_to: list[str] | None = setting(None, "Patterns of permitted reply addresses; absent: the bus's own (contract)")
+    background: list[str] | None = setting(None, "API verbs that run as jobs under the hood; absent: the built-in list")
+    safe: list[str] | None = setting(None, "API verbs without effects, kept out of the ledger; absent: the built-in list")
+
+
+class PolicySettings(Section):
+    """``[policy]``: what requests may do. It lowers risk and is no sandbox."""
+
+    allow: list[str] = setting([], "Patterns of what may run; empty: everything that is not denied")
+    deny: list[str] | None = setting(None, "Patterns of what may not run; absent: the built-in list")
+    rates: dict[str, float] = setting({}, "Most commands of a verb on one node", unit="1/s")
+
+    @model_validator(mode="after")
+    def _check(self) -> PolicySettings:
+        for verb, rate in self.rates.items():
+            if rate <= 0:
+                raise fault(f"must be more than 0, got {rate:g}", f"rates.{verb}")
+        return self
+
+
+class FleetSettings(Section):
+    """``[fleet]``: many workers on one bus."""
+
+    standby: int = setting(0, "Workers that keep a warm link to a node of another; 0 only in this version", unit="workers")
+
+    @model_validator(mode="after")
+    def _check(self) -> FleetSettings:
+        if self.standby != 0:
+            raise fault(f"must be 0 (no standby in this version), got {self.standby}", "standby")
+        return self
+
+
+class HttpSettings(Section):
+    """``[http]``: health, metrics and the web page."""
+
+    listen: ListenAddress = setting("127.0.0.1:8090", 'Address for /live /ready /metrics /nodes and the page; "" is off')
+
+
+class LogSettings(Section):
+    """``[log]``: the worker's own log, on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = setting("info", "Least level that is logged")
+    format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON otherwise")
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    bus: BusSettings = Field(default_factory=BusSettings)
+    esl: EslSettings = Field(default_factory=EslSettings)
+    nodes: list[NodeSettings] = Field(default_factory=list, alias="node")
+    events: EventSettings = Field(default_factory=EventSettings)
+    commands: CommandSettings = Field(default_factory=CommandSettings)
+    fleet: FleetSettings = Field(default_factory=FleetSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    def secrets(self) -> list[str]:
+        """Every secret by value, so that logs can blank them out wherever they turn up."""
+        found = [self.bus.password.get_secret_value(), *_url_secrets(self.bus.url.get_secret_value())]
+        for node in self.nodes:
+            found.append(node.password.get_secret_value())
+            if ":" in node.url.get_secret_value().partition("://")[2].rpartition("@")[0]:
+                found.extend(_url_secrets(node.url.get_secret_value()))
+            found.append(node.esl_url.password)
+        return sorted({secret for secret in found if secret})
+
+
+def _url_secrets(url: str) -> list[str]:
+    user = url.partition("://")[2].rpartition("@")[0]
+    raw = user.partition(":")[2] if ":" in user else user
+    return [raw, unquote(raw)]

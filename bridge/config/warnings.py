@@ -1,0 +1,39 @@
+"""Settings that are valid and unwise: what ``check`` and ``run`` warn about.
+
+This room never refuses anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from bridge.config.settings import Settings
+from bridge.config.values import split_listen
+
+
+def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
+    """Return ``(key path, text)`` for each setting that deserves a second look."""
+    found = []
+    for number, node in enumerate(settings.nodes):
+        url = node.esl_url
+        if url.password == "ClueCon" and not is_loopback(url.host) and not url.path:
+            found.append(
+                (f"node[{number}].url", f"FreeSWITCH's default password on {url.host}: anyone who reaches it can use it")
+            )
+        if url.scheme == "fs+tls" and not node.tls_verify:
+            found.append((f"node[{number}].tls_verify", "the server's certificate is not checked"))
+    if settings.http.listen and not is_loopback(split_listen(settings.http.listen)[0]):
+        found.append(("http.listen", f"{settings.http.listen} is open to the network and asks for no password"))
+    if settings.policy.deny == []:
+        found.append(("policy.deny", "nothing is denied: whoever reaches the bus can run system commands"))
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or address stays on this machine; the empty host means all addresses."""
+    if host.lower() in ("localhost", "localhost.localdomain", "ip6-localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False

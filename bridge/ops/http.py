@@ -1,0 +1,108 @@
+"""The worker's HTTP side: /live, /ready, /metrics, /nodes and the web page.
+
+This room shows what it is given by callables; it never changes anything, and takes nothing from a request but its path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from bridge.ops.metrics import CONTENT_TYPE
+from bridge.ops.page import CONTENT_SECURITY_POLICY, PAGE
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class HttpServer:
+    """Serves health, metrics and the page on ``host:port`` (port 0: any free one; host "": all addresses).
+
+    ``ready`` returns whether the worker can serve, and why not; ``nodes`` the map that ``/nodes`` shows (see the
+    reference); ``metrics`` the Prometheus text.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        ready: Callable[[], tuple[bool, str]],
+        nodes: Callable[[], Mapping[str, Any]],
+        metrics: Callable[[], bytes],
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._ready = ready
+        self._nodes = nodes
+        self._metrics = metrics
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        addresses = self._runner.addresses if self._runner else []
+        return int(addresses[0][1]) if addresses else self._port
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the page."""
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self._host, self._host)
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}/"
+
+    async def start(self) -> None:
+        """Listen; raises ``OSError`` when the address cannot be had."""
+        app = web.Application(middlewares=[_with_headers], client_max_size=4096)
+        app.add_routes(
+            [
+                web.get("/", self._show_page),
+                web.get("/live", self._show_live),
+                web.get("/ready", self._show_ready),
+                web.get("/metrics", self._show_metrics),
+                web.get("/nodes", self._show_nodes),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host or None, self._port).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+
+    async def stop(self) -> None:
+        """Stop listening; open requests get a second."""
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            await runner.cleanup()
+
+    async def _show_page(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text=PAGE, content_type="text/html", headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY}
+        )
+
+    async def _show_live(self, request: web.Request) -> web.Response:
+        return web.Response(text="live\n")
+
+    async def _show_ready(self, request: web.Request) -> web.Response:
+        ready, reason = self._ready()
+        text = "ready\n" if ready else f"not ready: {reason}\n"
+        return web.Response(text=text, status=200 if ready else 503)
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._metrics(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _show_nodes(self, request: web.Request) -> web.Response:
+        text = json.dumps(self._nodes(), ensure_ascii=False, default=str)
+        return web.Response(text=text + "\n", content_type="application/json")
+
+
+@web.middleware
+async def _with_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,184 @@
+"""The numbers of contract section 8 as an object with plain callables that the lower floors are given.
+
+This room counts what it is told; it never asks anybody, except for the gauges it was given a question for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+
+import bridge
+
+PREFIX = "esl_bridge_"
+LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """All metrics of one worker, in a registry of its own.
+
+    The methods are cheap enough for every batch of events (children are kept, labels looked up once). ``process``
+    adds the process's own figures (CPU, memory, open files).
+    """
+
+    def __init__(self, *, process: bool = True) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        if process:
+            ProcessCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
+        self._received = self._counter("events_received", "Events read from FreeSWITCH", "node")
+        self._published = self._counter("events_published", "Events written to the bus", "node")
+        self._dropped = self._counter("events_dropped", "Events that did not reach the bus", "node", "reason")
+        self._repaired = self._counter("events_repaired", "Events whose invalid UTF-8 was repaired", "node")
+        self._event_lag = self._histogram("event_lag_seconds", "FreeSWITCH's timestamp to the bus write", LAG_BUCKETS)
+        self._heartbeat_lag = self._gauge("heartbeat_lag_seconds", "HEARTBEAT's timestamp to its arrival", "node")
+        self._commands = self._counter("commands", "Command requests by their outcome", "op", "status")
+        self._command_time = self._histogram("command_seconds", "Request taken to final reply", COMMAND_BUCKETS)
+        self._in_flight = self._gauge("commands_in_flight", "Requests in hand")
+        self._late = self._counter("late_replies", "Replies that came after their timeout")
+        self._node_up = self._gauge("node_up", "1 when the node is UP or SUSPECT", "node")
+        self._node_sessions = self._gauge("node_sessions", "Sessions of the node by its last HEARTBEAT", "node")
+        self._reconnects = self._counter("reconnects", "Event links made again", "node")
+        self._link_losses = self._counter("link_losses", "Event links lost or not made", "node", "reason")
+        self._gaps = self._counter("gaps", "Gaps told on fs.bridge.gap", "node", "reason")
+        self._bus_up = self._gauge("bus_up", "1 when the bus is connected")
+        self._bus_reconnects = self._counter("bus_reconnects", "Bus connections made again")
+        self._buffer_events = self._gauge("buffer_events", "Events that wait for the bus")
+        self._buffer_bytes = self._gauge("buffer_bytes", "Bytes of events that wait for the bus")
+        Info(PREFIX + "build", "What runs here", registry=self.registry).info({"version": bridge.__version__})
+
+        self._by_node: dict[tuple[int, str], Counter] = {}
+        self._by_outcome: dict[tuple[str, str], Counter] = {}
+        self._bus_was_up = False
+        self._bus_ever_up = False
+        self.totals: dict[str, int] = dict.fromkeys(
+            ("events_received", "events_published", "events_dropped", "commands", "commands_failed", "late_replies"), 0
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(PREFIX + name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+
+    def _child(self, counter: Counter, node: str) -> Counter:
+        key = (id(counter), node)
+        child = self._by_node.get(key)
+        if child is None:
+            child = self._by_node[key] = counter.labels(node)
+        return child
+
+    # --- events ---
+
+    def events_received(self, node: str, count: int = 1) -> None:
+        """Count events read from a node."""
+        self._child(self._received, node).inc(count)
+        self.totals["events_received"] += count
+
+    def events_published(self, node: str, count: int = 1) -> None:
+        """Count events of a node that were written to the bus."""
+        self._child(self._published, node).inc(count)
+        self.totals["events_published"] += count
+
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
+        """Count events of a node that did not reach the bus."""
+        self._dropped.labels(node, reason).inc(count)
+        self.totals["events_dropped"] += count
+
+    def events_repaired(self, node: str, count: int = 1) -> None:
+        """Count events whose invalid UTF-8 was repaired."""
+        self._child(self._repaired, node).inc(count)
+
+    def event_lag(self, seconds: float) -> None:
+        """Note the time from FreeSWITCH's timestamp to the bus write; once a batch is enough."""
+        self._event_lag.observe(seconds if seconds > 0 else 0.0)
+
+    def gap(self, node: str, reason: str) -> None:
+        """Count a gap that was told."""
+        self._gaps.labels(node, reason).inc()
+
+    # --- commands ---
+
+    def command_done(self, op: str, status: str, seconds: float) -> None:
+        """Count a final reply, ``seconds`` after its request was taken."""
+        key = (op, status)
+        child = self._by_outcome.get(key)
+        if child is None:
+            child = self._by_outcome[key] = self._commands.labels(op, status)
+        child.inc()
+        self._command_time.observe(seconds)
+        self.totals["commands"] += 1
+        if status not in ("ok", "accepted"):
+            self.totals["commands_failed"] += 1
+
+    def late_reply(self) -> None:
+        """Count a reply that came after its timeout."""
+        self._late.inc()
+        self.totals["late_replies"] += 1
+
+    # --- nodes ---
+
+    def node_up(self, node: str, up: bool) -> None:
+        """Say whether a node serves."""
+        self._node_up.labels(node).set(1 if up else 0)
+
+    def node_sessions(self, node: str, sessions: int, lag: float | None = None) -> None:
+        """Note the sessions of a HEARTBEAT and the time it took to arrive (s)."""
+        self._node_sessions.labels(node).set(sessions)
+        if lag is not None:
+            self._heartbeat_lag.labels(node).set(lag)
+
+    def link_lost(self, node: str, reason: str) -> None:
+        """Count an event link lost or not made, by its class (refused, timeout, auth_failed, ...)."""
+        self._link_losses.labels(node, reason).inc()
+
+    def reconnected(self, node: str) -> None:
+        """Count an event link made again."""
+        self._child(self._reconnects, node).inc()
+
+    def forget_node(self, node: str) -> None:
+        """Take away the gauges of a node that is no longer ours."""
+        for gauge in (self._node_up, self._node_sessions, self._heartbeat_lag):
+            gauge.remove_by_labels({"node": node})
+
+    # --- bus ---
+
+    def bus_up(self, up: bool) -> None:
+        """Say whether the bus is connected; counts reconnects by itself."""
+        self._bus_up.set(1 if up else 0)
+        if up and not self._bus_was_up and self._bus_ever_up:
+            self._bus_reconnects.inc()
+        self._bus_was_up = up
+        self._bus_ever_up = self._bus_ever_up or up
+
+    # --- gauges that are asked when they are read ---
+
+    def watch_in_flight(self, ask: Callable[[], int]) -> None:
+        """Give the question for ``commands_in_flight``."""
+        self._in_flight.set_function(ask)
+
+    def watch_buffer(self, events: Callable[[], int], size: Callable[[], int]) -> None:
+        """Give the questions for ``buffer_events`` and ``buffer_bytes``."""
+        self._buffer_events.set_function(events)
+        self._buffer_bytes.set_function(size)
+
+    def names(self) -> list[str]:
+        """The names of all metrics of ours as Prometheus sees them (counters end in ``_total``)."""
+        names = []
+        for family in self.registry.collect():
+            if family.name.startswith(PREFIX):
+                suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+                names.append(family.name + suffix)
+        return sorted(names)
+
+    def render(self) -> bytes:
+        """The text for ``/metrics``."""
+        return generate_latest(self.registry)

@@ -1,0 +1,91 @@
+"""Secrets taken out of texts: passwords in URLs, values of telling keys, and secrets known by value.
+
+This room never decides what is logged, only what of it may be read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+HIDDEN = "***"
+
+_AUTHORITY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]{0,30}://)(?P<user>[^\s/?#\"'<>]*)@")
+_LOOSE_AUTHORITY = re.compile(r"(?P<scheme>\b(?:fs|fs\+tls|fs\+unix)://)(?P<user>[^\s\"'<>]*)@")
+_LIST = re.compile(r",(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
+_QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pass|pwd|token|secret|auth)=)[^&\s\"']*", re.IGNORECASE)
+_ESL_AUTH = re.compile(r"(?P<verb>\b(?:userauth|auth)[ \t]+)(?P<rest>[^\s\"']+)(?=\s*(?:\\n|\n|$))")
+_TELLING = re.compile(r"pass(?:word|wd|phrase)?$|^pwd$|secret|token$|credential|authorization|nkey|seed$", re.IGNORECASE)
+
+
+def redact_url(text: str) -> str:
+    """Return a URL (or a comma-separated list of them) without passwords, tokens and secret query values."""
+    found = re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", text)
+    if found and "@" in text:
+        scheme, rest = text[: found.end()], text[found.end() :]
+        parts = _LIST.split(text)
+        if len(parts) > 1:
+            text = ",".join(redact_url(part) for part in parts)
+        else:
+            # The last @ ends the user part: a password may hold an @, a host may not.
+            user, _, host = rest.rpartition("@")
+            text = f"{scheme}{_visible_user(user)}@{host}"
+    return _QUERY.sub(lambda match: match["key"] + HIDDEN, text)
+
+
+def _visible_user(user: str) -> str:
+    name, colon, _ = user.partition(":")
+    # A lone word before the @ is a user for FreeSWITCH and a token for NATS: hidden, to be safe.
+    return f"{name}:{HIDDEN}" if colon else HIDDEN
+
+
+def _hide_authority(match: re.Match[str]) -> str:
+    return f"{match['scheme']}{_visible_user(match['user'])}@"
+
+
+def redact_text(text: str, known: Iterable[str] = ()) -> str:
+    """Return free text (a log line, a traceback) without URL passwords, ESL logins and the ``known`` secrets."""
+    for secret in known:
+        if secret in text:
+            text = text.replace(secret, HIDDEN)
+    if "://" in text:
+        text = _LOOSE_AUTHORITY.sub(_hide_authority, text)
+        text = _AUTHORITY.sub(_hide_authority, text)
+        text = _QUERY.sub(lambda match: match["key"] + HIDDEN, text)
+    if "auth" in text:
+        text = _ESL_AUTH.sub(lambda match: match["verb"] + HIDDEN, text)
+    return text
+
+
+def is_telling(key: str) -> bool:
+    """Say whether a key of this name holds a secret (``password``, ``api_token``; not ``password_file``)."""
+    return _TELLING.search(key) is not None
+
+
+class Redactor:
+    """Takes secrets out of log values, however deep; ``secrets`` are those known by value."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # Very short secrets would blank out half of every text; the longest go first, they may hold others.
+        self._known = sorted({secret for secret in secrets if len(secret) >= 4}, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """Return ``text`` without secrets."""
+        return redact_text(text, self._known)
+
+    def value(self, key: str, value: object) -> object:
+        """Return the value to show under ``key``."""
+        if isinstance(value, str):
+            return HIDDEN if value and is_telling(key) else self.text(value)
+        if value is None or isinstance(value, bool | int | float):
+            return HIDDEN if value is not None and not isinstance(value, bool) and is_telling(key) else value
+        if isinstance(value, Mapping):
+            return {self._key(name): self.value(str(name), item) for name, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self.value(key, item) for item in value]
+        if isinstance(value, bytes):
+            return self.value(key, value.decode("utf-8", "backslashreplace"))
+        return self.text(str(value))
+
+    def _key(self, name: object) -> object:
+        return self.text(name) if isinstance(name, str) else name
