@@ -86,9 +86,8 @@ def _decode_leniently(raw: bytes) -> dict[str, HeaderValue]:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        value = "" if value is None else json.dumps(value)
-    return value.encode("utf-8", "replace").decode() if not value.isascii() else value
+    text = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def _one(value: HeaderValue) -> str:

@@ -32,6 +32,7 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 # once, by the strict parser, and known again by equality.
 _SHORT_HEAD: Final = 96
 _KNOWN_HEADS: Final = 4096
+_PARTIAL: Final = 4096
 
 
 class Frame(msgspec.Struct, gc=False):
@@ -72,8 +73,8 @@ class FrameParser:
 
     @property
     def partial(self) -> bytes:
-        """At most the last 4 KiB of what an unfinished frame has so far."""
-        return bytes((self._body if self._missing else self._head)[-4096:])
+        """At most the last 4 KiB of what an unfinished, or the faulty, frame has so far."""
+        return bytes((self._body if self._missing else self._head)[-_PARTIAL:])
 
     @property
     def progress(self) -> str:
@@ -93,9 +94,7 @@ class FrameParser:
                 self._feed(data, frames)
             except ProtocolError as error:
                 self.error = error
-                self._head.clear()
-                self._body = bytearray()
-                self._missing = 0
+                del self._head[:-_PARTIAL]
         return frames
 
     def _feed(self, data: bytes, frames: list[Frame]) -> None:
@@ -163,8 +162,12 @@ class FrameParser:
     def _read_head(self, head: bytes) -> tuple[str, int]:
         if len(head) > self.max_head:
             raise LimitExceeded(f"a header block of more than {self.max_head} bytes")
-        headers = parse_block(head)
-        found = content_type(headers), body_length(headers, self.max_body)
+        try:
+            headers = parse_block(head)
+            found = content_type(headers), body_length(headers, self.max_body)
+        except ProtocolError:
+            self._head = bytearray(head)
+            raise
         if len(head) < _SHORT_HEAD and len(headers) == 2:
             if len(self._known) >= _KNOWN_HEADS:
                 self._known.clear()

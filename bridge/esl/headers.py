@@ -50,7 +50,7 @@ def body_length(headers: dict[bytes, bytes], limit: int) -> int:
     if not value.isdigit():
         raise ProtocolError(f"Content-Length is not a number: {excerpt(value)}")
     if len(value) > _MAX_DIGITS or (length := int(value)) > limit:
-        raise LimitExceeded(f"a body of {excerpt(value)} bytes is over the limit of {limit}")
+        raise LimitExceeded(f"a body of {value[:24].decode()} bytes is over the limit of {limit}")
     return length
 
 

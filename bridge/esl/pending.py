@@ -124,10 +124,9 @@ class JobTable:
 
     def abandon(self, job_uuid: str) -> None:
         """Leave a tombstone for a job that nobody waits for any more; unknown ids do nothing."""
-        token = self._jobs.pop(job_uuid, None)
-        if token is None:
+        if job_uuid not in self._jobs:
             return
-        self._abandoned[job_uuid] = token
+        self._abandoned[job_uuid] = self._jobs.pop(job_uuid)
         if len(self._abandoned) > self.max_tombstones:
             self._abandoned.popitem(last=False)
 

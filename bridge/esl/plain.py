@@ -88,13 +88,13 @@ def decode_plain(block: bytes) -> tuple[dict[str, HeaderValue], bool]:
         values = [unquote_to_bytes(value) for value in encoded]
     repaired = False
     headers: dict[str, HeaderValue] = {}
-    for name, raw_value in zip(names, values, strict=True):
+    for header, decoded in zip(names, values, strict=True):
         try:
-            text = raw_value.decode()
+            text = decoded.decode()
         except UnicodeDecodeError:
-            text = raw_value.decode("utf-8", "replace")
+            text = decoded.decode("utf-8", "replace")
             repaired = True
-        headers[name] = text[len(_ARRAY) :].split(_ARRAY_SEPARATOR) if text.startswith(_ARRAY) else text
+        headers[header] = text[len(_ARRAY) :].split(_ARRAY_SEPARATOR) if text.startswith(_ARRAY) else text
     return headers, repaired
 
 

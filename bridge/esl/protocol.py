@@ -1,0 +1,272 @@
+"""The inbound role of the Event Socket, sans-IO: bytes in, what happened out; commands in, bytes out.
+
+This room never reads a socket or a clock, never raises for what the peer sends, and never guesses which command a
+reply belongs to: replies come in the order of their commands.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from bridge.errors import AccessDenied, AuthenticationFailed, ConnectionLost, EslError, NotConnected, ProtocolError
+from bridge.esl.ending import CloseReason, Notice, find_torn_notice
+from bridge.esl.event import Event
+from bridge.esl.frames import (
+    API_RESPONSE,
+    AUTH_REQUEST,
+    COMMAND_REPLY,
+    DISCONNECT_NOTICE,
+    EVENT_JSON,
+    EVENT_PLAIN,
+    LOG_DATA,
+    MAX_BODY,
+    MAX_HEAD,
+    RUDE_REJECTION,
+    Frame,
+    FrameParser,
+)
+from bridge.esl.occurrences import (
+    AuthRequested,
+    Closed,
+    LogReceived,
+    LogRecord,
+    Occurrence,
+    ReplyReceived,
+    UnknownFrame,
+)
+from bridge.esl.pending import MAX_PENDING, PendingReplies, PendingReply
+from bridge.esl.replies import Reply
+
+__all__ = [
+    "AuthRequested",
+    "CloseReason",
+    "Closed",
+    "LogReceived",
+    "LogRecord",
+    "Notice",
+    "Occurrence",
+    "Protocol",
+    "ReplyReceived",
+    "State",
+    "UnknownFrame",
+]
+
+
+class State(StrEnum):
+    """Where a connection stands."""
+
+    GREETING = "greeting"  # the peer's first frame has not come
+    AUTHENTICATING = "authenticating"
+    READY = "ready"
+    CLOSING = "closing"  # the peer said goodbye; what is under way still comes
+    CLOSED = "closed"
+
+
+# What the first frame can be, and what can never come in a later state. Anything unknown is skipped there.
+_FIRST: Final = frozenset((AUTH_REQUEST, RUDE_REJECTION, DISCONNECT_NOTICE))
+_IMPOSSIBLE: Final[dict[State, frozenset[str]]] = {
+    State.AUTHENTICATING: frozenset((AUTH_REQUEST, API_RESPONSE, EVENT_JSON, EVENT_PLAIN, LOG_DATA)),
+    State.READY: frozenset((AUTH_REQUEST,)),
+    State.CLOSING: frozenset((AUTH_REQUEST,)),
+}
+_AUTHENTICATED: Final = frozenset((State.READY, State.CLOSING))
+_AUTH_COMMANDS: Final = ("auth", "userauth")
+_LONG_ALLOW_LIST: Final = (
+    "FreeSWITCH cuts the reply to userauth at 511 bytes, and this user's allow-lists (esl-allowed-api, "
+    "esl-allowed-events) are too long for it: shorten them"
+)
+
+
+class Protocol:
+    """One connection that we opened.
+
+    ``send`` reserves the place of a command's reply, ``data_to_send`` hands out what is to be written,
+    ``receive_data`` and ``receive_eof`` say what the peer did. ``Closed`` is the last occurrence.
+    """
+
+    __slots__ = ("_exiting", "_notice", "_out", "_parser", "_pending", "_unsent", "state")
+
+    def __init__(self, *, max_head: int = MAX_HEAD, max_body: int = MAX_BODY, max_pending: int = MAX_PENDING) -> None:
+        self.state = State.GREETING
+        self._parser = FrameParser(max_head, max_body)
+        self._pending = PendingReplies(max_pending)
+        self._out: list[bytes] = []
+        self._unsent: list[PendingReply] = []
+        self._notice: Notice | None = None
+        self._exiting = False
+
+    # --- our side ---------------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """How many replies are due, tombstones included."""
+        return len(self._pending)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended, so that nothing more will occur."""
+        return self.state is State.CLOSED
+
+    @property
+    def mid_frame(self) -> bool:
+        """Whether a frame has begun that is not complete."""
+        return self._parser.mid_frame
+
+    @property
+    def hint(self) -> str:
+        """What a timeout at this moment probably means, for people; mostly empty."""
+        first = self._pending.first
+        if self.state is State.AUTHENTICATING and first is not None and first.command == "userauth":
+            unfinished = self._parser.partial
+            if unfinished.startswith(b"Content-Type: command/reply\nReply-Text: +OK accepted\n"):
+                return _LONG_ALLOW_LIST
+        return ""
+
+    def send(self, command: bytes, token: object = None) -> PendingReply:
+        """Queue a rendered command and reserve the place of its reply.
+
+        Raises ``NotConnected`` when the connection is closing or closed, ``LimitExceeded`` when too many replies
+        are due; nothing is queued then.
+        """
+        if self.state in (State.CLOSING, State.CLOSED):
+            raise NotConnected("the connection is closing" if self.state is State.CLOSING else "not connected")
+        pending = PendingReply(_verb(command), token)
+        self._pending.add(pending)
+        self._out.append(command)
+        self._unsent.append(pending)
+        if pending.command == "exit":
+            self._exiting = True
+        return pending
+
+    def abandon(self, pending: PendingReply) -> None:
+        """Nobody waits for this reply any more; its place stays until the reply has come."""
+        pending.abandoned = True
+
+    def data_to_send(self) -> bytes:
+        """Return what is to be written now, and count it as written."""
+        if not self._out:
+            return b""
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        for pending in self._unsent:
+            pending.sent = True
+        self._unsent.clear()
+        return data
+
+    def close(self, reason: CloseReason = CloseReason.LOCAL, error: EslError | None = None) -> list[Occurrence]:
+        """End it from our side; returns the ``Closed`` with the commands that lose their replies."""
+        if self.state is State.CLOSED:
+            return []
+        return [self._end(reason, error or ConnectionLost("closed by us"))]
+
+    # --- the peer's side --------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[Occurrence]:
+        """Take what was read and return what happened, in order. Never raises; a fault is a ``Closed`` at the end."""
+        occurrences: list[Occurrence] = []
+        if self.state is State.CLOSED:
+            return occurrences
+        append = occurrences.append
+        parse_event = Event.parse
+        authenticated = self.state in _AUTHENTICATED
+        body = b""
+        try:
+            for frame in self._parser.feed(data):
+                kind = frame.content_type
+                body = frame.body
+                if authenticated and body:  # the hot path: nearly every frame is an event
+                    if kind == EVENT_JSON:
+                        append(parse_event(body))
+                        continue
+                    if kind == EVENT_PLAIN:
+                        append(parse_event(body, "plain"))
+                        continue
+                self._take(frame, occurrences)
+                if self.closed:
+                    return occurrences
+                authenticated = self.state in _AUTHENTICATED
+            if self._parser.error is not None:
+                append(self._fault(self._parser.error, self._parser.partial))
+        except ProtocolError as error:
+            append(self._fault(error, body))
+        return occurrences
+
+    def receive_eof(self) -> list[Occurrence]:
+        """The peer closed, or the connection broke; returns the ``Closed``. A frame that is not whole is dropped."""
+        if self.state is State.CLOSED:
+            return []
+        progress = self._parser.progress
+        reason = CloseReason.EOF
+        if self._notice is not None:
+            reason = self._notice.reason
+        elif progress:
+            reason = find_torn_notice(self._parser.partial) or reason
+        if self._exiting and reason in (CloseReason.EOF, CloseReason.DISCONNECT):
+            reason = CloseReason.LOCAL
+        return [self._end(reason, ConnectionLost(_ending(self._notice, f"connection ended {progress}".rstrip())))]
+
+    def _take(self, frame: Frame, occurrences: list[Occurrence]) -> None:
+        """Take a frame that is not an event with content; raises ``ProtocolError`` where it cannot come now."""
+        kind = frame.content_type
+        if kind not in _FIRST if self.state is State.GREETING else kind in _IMPOSSIBLE[self.state]:
+            raise ProtocolError(f"{kind} in state {self.state}")
+        if kind in (COMMAND_REPLY, API_RESPONSE):
+            self._take_reply(frame, occurrences)
+        elif kind == AUTH_REQUEST:
+            self.state = State.AUTHENTICATING
+            occurrences.append(AuthRequested())
+        elif kind == DISCONNECT_NOTICE:
+            notice = Notice.of(frame)
+            if notice.kind == "disconnect":
+                self._notice = self._notice or notice
+                self.state = State.CLOSING
+            occurrences.append(notice)
+        elif kind == LOG_DATA:
+            occurrences.append(LogReceived(LogRecord.of(frame)))
+        elif kind == RUDE_REJECTION:
+            text = frame.body.decode("utf-8", "replace").strip()
+            occurrences.append(self._end(CloseReason.ACCESS_DENIED, AccessDenied(f"{text} (apply-inbound-acl)")))
+        elif kind in (EVENT_JSON, EVENT_PLAIN) and "content-length" not in frame.headers:
+            raise ProtocolError("an event without Content-Length: the stream is out of step")
+        else:
+            occurrences.append(UnknownFrame(kind))
+
+    def _take_reply(self, frame: Frame, occurrences: list[Occurrence]) -> None:
+        if frame.content_type == COMMAND_REPLY and frame.body:
+            hint = f" ({_LONG_ALLOW_LIST})" if b"\nAllowed-" in frame.head else ""
+            raise ProtocolError(f"a reply ran into the frame behind it{hint}")
+        pending = self._pending.take()
+        if pending is None:
+            raise ProtocolError("a reply to nothing")
+        reply = Reply.of(frame)
+        occurrences.append(ReplyReceived(pending, reply))
+        if self.state is State.AUTHENTICATING and pending.command in _AUTH_COMMANDS:
+            if reply.status == "ok":
+                self.state = State.READY
+            else:
+                error = AuthenticationFailed(f"FreeSWITCH answered {pending.command} with {reply.text!r}")
+                occurrences.append(self._end(CloseReason.AUTH_FAILED, error))
+
+    def _fault(self, error: ProtocolError, where: bytes) -> Closed:
+        """The stream makes no sense: after or around a notice that is how connections end, else the peer's fault."""
+        reason = self._notice.reason if self._notice is not None else find_torn_notice(where)
+        if reason is None:
+            return self._end(CloseReason.PROTOCOL_ERROR, error)
+        lost = ConnectionLost(_ending(self._notice, f"connection ended in a torn frame ({error})"))
+        return self._end(reason, lost)
+
+    def _end(self, reason: CloseReason, error: EslError) -> Closed:
+        self.state = State.CLOSED
+        self._out.clear()
+        self._unsent.clear()
+        return Closed(reason, error, self._pending.clear())
+
+
+def _ending(notice: Notice | None, text: str) -> str:
+    return f"{text}: {notice.text}" if notice is not None else text
+
+
+def _verb(command: bytes) -> str:
+    words = command[:64].split(None, 1)
+    return words[0].decode("utf-8", "replace").lower() if words else ""
