@@ -36,6 +36,34 @@ class Received(msgspec.Struct, gc=False):
     headers: Mapping[str, str] = {}
 
 
+class StreamSpec(msgspec.Struct, frozen=True):
+    """A durable stream of topics, and the limits it is created with when it is absent.
+
+    ``name`` is JetStream's stream name (``FS_EVENTS``), ``key`` the Redis stream key (``fs.events``), ``topics`` the
+    patterns that JetStream captures (``fs.events.>``). ``max_messages``, ``max_bytes`` and ``max_age`` (s) bound it
+    (0: unbounded; Redis knows ``max_messages`` only, as ``MAXLEN ~``); within ``duplicate_window`` (s) JetStream drops
+    a repeated ``Message.id``.
+    """
+
+    name: str
+    key: str
+    topics: tuple[str, ...] = ()
+    max_messages: int = 10_000_000
+    max_bytes: int = 8 << 30
+    max_age: float = 7 * 86400.0
+    duplicate_window: float = 600.0
+
+
+class ServiceCard(msgspec.Struct, frozen=True):
+    """How a worker shows itself where the broker knows services (``nats micro ls/info/stats``)."""
+
+    name: str = "esl-bridge"
+    version: str = "0.0.0"
+    description: str = ""
+    metadata: Mapping[str, str] = {}
+    endpoint_metadata: Mapping[str, str] = {}
+
+
 @runtime_checkable
 class Delivery(Protocol):
     """One request taken from a queue; exactly one of ``finish`` and ``reject`` is called for it.
@@ -70,7 +98,10 @@ class Delivery(Protocol):
         """True when another worker had it in hand before and fell silent."""
 
     def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
-        """Write the final reply to ``address`` (none when empty) and then remove the entry from the queue."""
+        """Write the final reply to ``address`` (none when empty) and then remove the entry from the queue.
+
+        Raises ``MessageTooLarge`` before anything is written; the delivery is then still in hand.
+        """
 
     def reject(self, reason: str) -> None:
         """Put the entry with its ``reason`` into the dead letters, then remove it from the queue."""
@@ -144,15 +175,19 @@ class Bus(Protocol):
     async def publish_many(self, batch: Sequence[Message]) -> int:
         """Write a batch to its topics in order, in one write, and return the batch's number (1, 2, ...).
 
-        Waits while too many bytes are unconfirmed (flow control by bytes). Raises ``BusUnavailable`` when
-        nothing was written and ``PublishFailed`` when the batch broke off. Nothing is ever sent twice.
+        Waits while too many bytes are unconfirmed (flow control by bytes). Raises ``BusUnavailable`` or
+        ``MessageTooLarge`` when nothing was written and ``PublishFailed`` when the batch broke off. Nothing is ever
+        sent twice.
         """
 
     async def flush(self, timeout: float) -> None:
         """Return when every batch so far is confirmed; raises ``BusUnavailable``."""
 
     async def subscribe(self, pattern: str, handler: Callable[[Received], None]) -> Subscription:
-        """Listen to a topic pattern: ``*`` for one token, NATS' ``>`` (last) for the rest; on Redis a glob."""
+        """Listen to a topic pattern: ``*`` for one token, NATS' ``>`` (last) for the rest; on Redis a glob.
+
+        A ``*`` inside a token stands for any characters of that token (``fs.events.CHANNEL_*``).
+        """
 
     async def consume(
         self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
@@ -164,7 +199,10 @@ class Bus(Protocol):
         """
 
     def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
-        """Write one reply (``accepted``, late, replayed) to a reply address; gathered like ``Delivery.finish``."""
+        """Write one reply (``accepted``, late, replayed) to a reply address; gathered like ``Delivery.finish``.
+
+        While the broker is away replies wait, within a bound, and leave once when it is back.
+        """
 
     async def request(
         self,
@@ -185,3 +223,25 @@ class Bus(Protocol):
 
     def new_reply_address(self) -> str:
         """An address for ``reply_to`` in a request's body; empty where the broker carries it (NATS)."""
+
+
+@runtime_checkable
+class DurableTopics(Protocol):
+    """What a bus offers that keeps topics: JetStream, Redis streams."""
+
+    async def ensure_stream(self, stream: StreamSpec) -> None:
+        """Create the stream when it is absent; one that is there is left alone, whatever its limits.
+
+        Raises ``BusUnavailable``, and ``BusRefused`` where the broker keeps nothing or forbids it.
+        On Redis, where ``XADD`` creates the key, there is nothing to do.
+        """
+
+    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+        """Append a batch in order and return when the broker has acknowledged every message of it.
+
+        JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window; the first refused or
+        missing ack stops the window. Redis: one pipeline of ``XADD <key> MAXLEN ~``, fields ``topic``, ``id``,
+        ``type``, ``data`` and the message's headers. Raises ``BusUnavailable`` and ``MessageTooLarge`` when nothing was
+        written, else ``PublishFailed``: the caller goes on from the first unconfirmed message, in order.
+        Batches follow each other; a caller that wants order has one in flight.
+        """

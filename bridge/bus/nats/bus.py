@@ -1,0 +1,253 @@
+"""The NATS bus: one link kept up, everything else hangs on it. Never knows what the bytes mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from nats.aio.msg import Msg
+
+from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, ServiceCard, Subscription
+from bridge.bus.nats.address import NatsAddress, NatsFiles
+from bridge.bus.nats.consumer import QUEUE_GROUP, NatsConsumer
+from bridge.bus.nats.inbox import Inbox, is_no_responders
+from bridge.bus.nats.jetstream import JetStream, check_not_captured
+from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.render import check_subject, message_size, render_headers
+from bridge.bus.nats.service import Endpoint, NatsService
+from bridge.bus.patterns import widened
+from bridge.errors import BusUnavailable, MessageTooLarge
+
+WINDOW = 4 << 20
+"""Unconfirmed bytes at which publishing waits."""
+HELD_BYTES = 8 << 20
+"""Bytes of replies that wait for the bus to come back; the oldest are dropped first."""
+DEFAULT_MAX_PAYLOAD = 1 << 20
+CLOSE_TIMEOUT = 2.0
+
+_Reply = tuple[str, bytes, str, Mapping[str, str] | None]
+
+
+class _TopicSubscription:
+    def __init__(self, keeper: LinkKeeper, listener: Listener) -> None:
+        self._keeper = keeper
+        self._listener = listener
+
+    async def close(self) -> None:
+        self._keeper.remove(self._listener)
+        self._listener.detach()
+
+
+class NatsBus(JetStream):
+    """See ``Bus`` and ``DurableTopics``.
+
+    ``url`` is ``nats://`` or ``tls://`` with one or more servers. ``user``, ``password``, ``token`` stand in for what
+    the URL does not say; ``files`` names credentials, nkey and TLS files. Raises ``ConfigError`` for a bad URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "",
+        user: str = "",
+        password: str = "",
+        token: str = "",
+        files: NatsFiles | None = None,
+        service: ServiceCard | None = None,
+        inbox_prefix: str = "_INBOX",
+        window: int = WINDOW,
+        rng: random.Random | None = None,
+    ) -> None:
+        address = NatsAddress.parse(url, user=user, password=password, token=token)
+        self.url = address.redacted
+        self.on_state: Callable[[BusState], None] = lambda _state: None
+        self.on_broken: Callable[[], None] = lambda: None
+        self.confirmed = 0
+        self._published = 0
+        self._window = window
+        self._keeper = keeper = LinkKeeper(address, files or NatsFiles(), name, rng)
+        keeper.on_state = lambda state: self.on_state(state)
+        keeper.on_lost = lambda: self.on_broken()
+        keeper.on_up = self._up
+        keeper.on_confirmed = self._confirm
+        self._inbox = Inbox(keeper, inbox_prefix)
+        self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
+        self._replies: deque[_Reply] = deque()
+        self._reply_bytes = 0
+        self._leaving = False
+        self._max_payload = DEFAULT_MAX_PAYLOAD
+        self._loop: asyncio.AbstractEventLoop | None = None
+        JetStream.__init__(self, keeper, inbox_prefix)
+
+    # --- the connection ----------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        """See ``Bus``."""
+        return self._keeper.link is not None
+
+    @property
+    def state(self) -> BusState:
+        """The last state that was told."""
+        return self._keeper.state
+
+    @property
+    def max_payload(self) -> int:
+        """The server's ``max_payload``; headers count."""
+        return self._max_payload
+
+    async def connect(self, timeout: float) -> None:
+        """See ``Bus``."""
+        await self._keeper.connect(timeout)
+
+    def start(self) -> None:
+        """See ``Bus``."""
+        self._keeper.start()
+
+    async def close(self) -> None:
+        """See ``Bus``."""
+        with contextlib.suppress(BusUnavailable):
+            if self.connected:
+                await self.flush(CLOSE_TIMEOUT)
+        await self._keeper.stop()
+
+    def _up(self, link: NatsLink) -> None:
+        self._max_payload = link.wire.limit
+        self._leave()
+
+    def _confirm(self, number: int) -> None:
+        self.confirmed = max(self.confirmed, number)
+
+    # --- publishing --------------------------------------------------------------------------------
+
+    def message_size(self, message: Message) -> int:
+        """See ``Bus``: payload and header block."""
+        return message_size(message)
+
+    async def publish_many(self, batch: Sequence[Message]) -> int:
+        """See ``Bus``."""
+        link = self._keeper.current()
+        while link.unconfirmed >= self._window:
+            await link.room()
+            link = self._keeper.current()
+        if self._replies:
+            self._gather(link)
+        number = self._published + 1
+        try:
+            link.write_batch(batch, number)
+        except Exception:
+            link.write()  # the replies that were gathered before it leave all the same
+            raise
+        self._published = number
+        return number
+
+    async def flush(self, timeout: float) -> None:
+        """See ``Bus``."""
+        link = self._keeper.current()
+        self._leave()
+        try:
+            async with asyncio.timeout(timeout):
+                await link.confirm()
+        except TimeoutError:
+            raise BusUnavailable(f"no confirmation within {timeout:g} s") from None
+
+    def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """See ``Bus``."""
+        check_subject(address)
+        size = len(payload)
+        if headers or size > self._max_payload - 256:
+            size += len(render_headers(content_type, "", headers.items() if headers else ()).encode("utf-8", "replace"))
+        if size > self._max_payload:
+            raise MessageTooLarge(size, self._max_payload)
+        self._replies.append((address, payload, content_type, headers))
+        self._reply_bytes += len(payload)
+        if self._keeper.link is None:
+            while self._reply_bytes > HELD_BYTES:
+                self._reply_bytes -= len(self._replies.popleft()[1])
+        elif not self._leaving:
+            self._leaving = True
+            asyncio.get_running_loop().call_soon(self._leave)
+
+    def _leave(self) -> None:
+        """Write the replies of this loop turn at once; without a link they wait."""
+        self._leaving = False
+        link = self._keeper.link
+        if link is not None and self._replies:
+            self._gather(link)
+            link.write()
+
+    def _gather(self, link: NatsLink) -> None:
+        add = link.wire.add
+        for address, payload, content_type, headers in self._replies:
+            # Another server of the URL may have a lower limit than the one that a reply was checked against.
+            with contextlib.suppress(MessageTooLarge):
+                add(address, "", payload, content_type, headers)
+        self._replies.clear()
+        self._reply_bytes = 0
+
+    # --- listening ---------------------------------------------------------------------------------
+
+    async def subscribe(self, pattern: str, handler: Callable[[Received], None]) -> Subscription:
+        """See ``Bus``. Raises ``BusRefused`` when the server denies it and ``ValueError`` for a bad pattern."""
+        subject, matches = widened(pattern)
+
+        def arrived(message: Msg) -> None:
+            if matches is not None and not matches(message.subject):
+                return
+            headers = message.headers
+            if not headers:
+                handler(Received(message.subject, message.data))
+            elif not is_no_responders(message):
+                handler(Received(message.subject, message.data, headers.get("Content-Type", ""), headers))
+
+        listener = Listener(subject, "", arrived)
+        await self._keeper.add(listener)
+        return _TopicSubscription(self._keeper, listener)
+
+    async def consume(
+        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+    ) -> Consumer:
+        """See ``Bus``. Raises ``BusRefused`` when a JetStream stream captures the queue's subject."""
+        check_subject(queue)
+
+        async def guard(link: NatsLink) -> None:
+            await check_not_captured(link, queue)
+
+        endpoint = Endpoint(queue, QUEUE_GROUP)
+        consumer = NatsConsumer(self._keeper, queue, endpoint, handler, self, guard)
+        consumer.on_drained = lambda it: self._service.remove(it.endpoint)
+        await self._keeper.add(consumer.listener)
+        await self._service.add(endpoint)
+        return consumer
+
+    async def request(
+        self,
+        queue: str,
+        payload: bytes,
+        content_type: str,
+        handler: Callable[[bytes, str], None],
+        *,
+        reply_to: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> Subscription:
+        """See ``Bus``. ``reply_to`` is not needed here: the broker carries the reply subject."""
+        if not reply_to:
+            return await self._inbox.request(queue, payload, content_type, handler, dict(headers) if headers else None)
+        replies = await self.subscribe(reply_to, lambda received: handler(received.payload, received.content_type))
+        try:
+            link = self._keeper.current()
+            link.wire.add(queue, reply_to, payload, content_type, headers)
+            link.write()
+        except BaseException:
+            await replies.close()
+            raise
+        return replies
+
+    def new_reply_address(self) -> str:
+        """Empty: NATS carries the reply subject."""
+        return ""

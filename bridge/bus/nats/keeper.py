@@ -1,0 +1,282 @@
+"""Keeps one link up for ever: servers in turn, back-off with jitter, listeners attached again. Never publishes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats.errors
+from nats.aio.msg import Msg
+
+from bridge.bus.base import BusState
+from bridge.bus.nats.address import NatsAddress, NatsFiles
+from bridge.bus.nats.link import NatsLink
+from bridge.errors import BusError, BusRefused, BusUnavailable
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for one attempt at one server in the background."""
+BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
+"""Seconds between rounds over the servers: doubled each time, times a random factor of 0.5 to 1."""
+BACKOFF_REFUSED = 30.0
+"""Seconds after the server refused us: it will not change its mind at once, and may lock us out."""
+
+
+class Listener:
+    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached."""
+
+    def __init__(
+        self,
+        subject: str,
+        queue: str,
+        handler: Callable[[Msg], None],
+        guard: Callable[[NatsLink], Awaitable[None]] | None = None,
+    ) -> None:
+        self.subject = subject
+        self.queue = queue
+        self.handler = handler
+        self.guard = guard
+        self.handle: Any = None
+        self.link: NatsLink | None = None
+        self.refusal = ""
+        self.optional = False
+
+    async def attach(self, link: NatsLink) -> None:
+        """Subscribe on this link. Raises ``BusRefused`` (guard), ``BusUnavailable`` and ``ValueError``."""
+        self.link, self.refusal = link, ""
+        try:
+            if self.guard is not None:
+                await self.guard(link)
+            self.handle = await link.wire.subscribe(self.subject, self.queue, self.handler)
+        except nats.errors.BadSubjectError:
+            raise ValueError(f"not a subject to listen to: {self.subject!r}") from None
+        except BusRefused as error:
+            self.refusal = str(error)
+            raise
+        except nats.errors.Error as error:
+            raise BusUnavailable(str(error)) from None
+
+    def check(self) -> None:
+        """Raise ``BusRefused`` when the server has denied this subscription (known after a confirmation)."""
+        if self.optional:
+            return
+        if self.refusal:
+            raise BusRefused(self.refusal)
+        mark = f'subscription to "{self.subject.lower()}"'
+        for text in self.link.violations if self.link is not None else ():
+            if mark in text:
+                self.refusal = f"the server does not let us listen to {self.subject} ({text})"
+                raise BusRefused(self.refusal)
+
+    def detach(self) -> None:
+        """Take it back at once."""
+        if self.handle is not None and self.link is not None and self.link.alive:
+            self.link.wire.unsubscribe(self.handle)
+            self.link.wire.forget(self.handle)
+        self.handle = None
+
+
+class LinkKeeper:
+    """The link while there is one, and the listeners that each new link gets."""
+
+    def __init__(self, address: NatsAddress, files: NatsFiles, name: str, rng: random.Random | None = None) -> None:
+        self.link: NatsLink | None = None
+        self.state = BusState(False, "not connected yet")
+        self.on_state: Callable[[BusState], None] = lambda _state: None
+        self.on_up: Callable[[NatsLink], None] = lambda _link: None
+        self.on_lost: Callable[[], None] = lambda: None
+        self.on_confirmed: Callable[[int], None] = lambda _number: None
+        self._address = address
+        self._files = files
+        self._name = name
+        self._rng = rng or random.Random()
+        self._listeners: list[Listener] = []
+        self._servers = list(address.servers)
+        self._rng.shuffle(self._servers)
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._last_error: BusError | None = None
+        self._told: set[str] = set()
+
+    # --- the caller's side -----------------------------------------------------------------------
+
+    async def connect(self, timeout: float) -> None:
+        """Connect once and then stay connected. Raises ``BusUnavailable`` or ``BusRefused``."""
+        try:
+            async with asyncio.timeout(timeout):
+                if self._task is None:
+                    await self._round(timeout)
+                    self.start()
+                while self.link is None:
+                    self._changed.clear()
+                    await self._changed.wait()
+                    if isinstance(self._last_error, BusRefused) and self.link is None:
+                        raise self._last_error
+        except TimeoutError:
+            raise self._last_error or BusUnavailable(f"{self._address.redacted}: no answer in time") from None
+
+    def start(self) -> None:
+        """Connect in the background and stay connected."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep(), name="nats-link")
+
+    async def stop(self) -> None:
+        """Disconnect and stay so."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        link, self.link = self.link, None
+        if link is not None:
+            await link.close()
+        if self.state.connected:
+            self._tell(BusState(False, "closed"))
+
+    def current(self) -> NatsLink:
+        """The link. Raises ``BusUnavailable`` when there is none."""
+        if self.link is None:
+            raise BusUnavailable(f"not connected to NATS ({self.state.reason})")
+        return self.link
+
+    async def add(self, listener: Listener) -> None:
+        """Attach now, or as soon as there is a link; returns when the server knows it.
+
+        Raises ``BusRefused`` when there is a link and the server denies it, ``ValueError`` for a bad subject.
+        """
+        self._listeners.append(listener)
+        link = self.link
+        if link is None:
+            return
+        try:
+            await listener.attach(link)
+            await link.confirm()
+            listener.check()
+        except BusUnavailable:
+            return  # the next link gets it
+        except BaseException:
+            self.remove(listener)
+            raise
+
+    async def add_quietly(self, listener: Listener) -> None:
+        """Attach without waiting for the server, and without minding a refusal."""
+        listener.optional = True
+        self._listeners.append(listener)
+        if self.link is not None:
+            with contextlib.suppress(BusError):
+                await listener.attach(self.link)
+
+    def remove(self, listener: Listener) -> None:
+        """Attach it no more; what is attached stays the caller's."""
+        with contextlib.suppress(ValueError):
+            self._listeners.remove(listener)
+
+    # --- keeping ---------------------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        delay = BACKOFF_FIRST
+        while True:
+            if self.link is not None:
+                await self._stay(self.link)
+                # All clients of a restarted server come back at once otherwise.
+                delay = self._rng.uniform(0.01, BACKOFF_FIRST)
+                await asyncio.sleep(delay)
+            try:
+                await self._round(CONNECT_TIMEOUT)
+            except BusError as error:
+                self._tell(BusState(False, str(error)))
+                pause = BACKOFF_REFUSED if isinstance(error, BusRefused) else delay
+                await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
+                delay = min(delay * 2, BACKOFF_MOST)
+
+    async def _stay(self, link: NatsLink) -> None:
+        """Return when the link is lost; meanwhile refused listeners are tried again now and then."""
+        while link.alive:
+            self._changed.clear()
+            refused = any(listener.refusal for listener in self._listeners)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACKOFF_REFUSED if refused else None):
+                    await self._changed.wait()
+                    continue
+            await self._retry_refused(link)
+
+    async def _round(self, timeout: float) -> None:
+        """Try each server once; raises the error of a refusal, else of the last one."""
+        failure: BusError | None = None
+        for server in list(self._servers):
+            try:
+                await self._establish(server, timeout)
+            except BusError as error:
+                # Next time another server is first.
+                self._servers.append(self._servers.pop(0))
+                if not isinstance(failure, BusRefused):
+                    failure = error
+                self._last_error = failure
+            else:
+                return
+        assert failure is not None
+        self._changed.set()
+        raise failure
+
+    async def _establish(self, server: Any, timeout: float) -> None:
+        link = NatsLink(server)
+        await link.open(self._name, self._files, self._address.tls, timeout)
+        link.on_confirmed = self.on_confirmed
+        link.on_violation = self._violated
+        try:
+            await self._attach_all(link)
+        except BaseException:
+            await link.close()
+            raise
+        link.on_lost = self._lost
+        if not link.alive:
+            raise BusUnavailable(f"{server.address}: the connection broke at once")
+        self.link = link
+        self._last_error = None
+        self._told.clear()
+        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
+        self._tell(BusState(True, "; ".join(reasons)))
+        self._changed.set()
+        self.on_up(link)
+
+    async def _attach_all(self, link: NatsLink) -> None:
+        """Attach every listener, also those that are added meanwhile; a refused one does not hold up the others."""
+        while waiting := [listener for listener in self._listeners if listener.link is not link]:
+            for listener in waiting:
+                with contextlib.suppress(BusRefused, ValueError):
+                    await listener.attach(link)
+            await link.confirm()
+            for listener in waiting:
+                with contextlib.suppress(BusRefused):
+                    listener.check()
+
+    async def _retry_refused(self, link: NatsLink) -> None:
+        for listener in [listener for listener in self._listeners if listener.refusal]:
+            link.violations.clear()
+            with contextlib.suppress(BusError, ValueError):
+                await listener.attach(link)
+                await link.confirm()
+                listener.check()
+        if link.alive:
+            reasons = [listener.refusal for listener in self._listeners if listener.refusal]
+            self._tell(BusState(True, "; ".join(reasons)))
+
+    def _lost(self, reason: str) -> None:
+        self.link = None
+        self._changed.set()
+        for listener in self._listeners:
+            listener.handle = None
+        self.on_lost()
+        self._tell(BusState(False, reason))
+
+    def _violated(self, text: str) -> None:
+        """A denied publish is told once a link; a denied subscription is told by its listener."""
+        if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
+            self._told.add(text)
+            self._tell(BusState(True, text))
+
+    def _tell(self, state: BusState) -> None:
+        if state != self.state:
+            self.state = state
+            self.on_state(state)

@@ -1,0 +1,100 @@
+"""Messages as bytes of the NATS protocol, checked before they are written. Pure: never touches a connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from bridge.bus.base import Message
+from bridge.errors import MessageTooLarge
+
+MAX_SUBJECT = 1024
+"""Longest subject in bytes; servers close the connection at a control line of 4096."""
+
+_SUBJECT = re.compile(r"[^\x00-\x20\x7f*>\ud800-\udfff]+")
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_NEWLINES = str.maketrans({"\r": " ", "\n": " "})
+_KNOWN_LIMIT = 4096
+_known: set[str] = set()
+
+
+def check_subject(subject: str) -> None:
+    """Raise ``ValueError`` for what is no subject to publish to: empty, too long, blanks, wildcards, control bytes."""
+    if subject in _known:
+        return
+    if not _SUBJECT.fullmatch(subject) or len(subject.encode()) > MAX_SUBJECT:
+        raise ValueError(f"not a NATS subject: {subject[:80]!r}")
+    if len(_known) >= _KNOWN_LIMIT:
+        _known.clear()
+    _known.add(subject)
+
+
+def render_headers(content_type: str, identity: str = "", headers: Iterable[tuple[str, str]] = ()) -> str:
+    """The header block, empty when there is nothing to say. Line breaks in values become blanks."""
+    if identity:
+        if "\n" in identity or "\r" in identity:
+            identity = identity.translate(_NEWLINES)
+        block = f"NATS/1.0\r\nNats-Msg-Id: {identity}\r\nContent-Type: {content_type}\r\n"
+        if not content_type:
+            block = f"NATS/1.0\r\nNats-Msg-Id: {identity}\r\n"
+    elif content_type:
+        block = f"NATS/1.0\r\nContent-Type: {content_type}\r\n"
+    elif headers:
+        block = "NATS/1.0\r\n"
+    else:
+        return ""
+    for name, value in headers:
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"not a NATS header name: {name!r}")
+        block += f"{name}: {value.translate(_NEWLINES)}\r\n"
+    return block + "\r\n"
+
+
+def message_size(message: Message) -> int:
+    """Payload and headers, as the server counts them."""
+    block = render_headers(message.content_type, message.id, message.headers)
+    return len(message.payload) + (len(block) if block.isascii() else len(block.encode("utf-8", "replace")))
+
+
+def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int) -> int:
+    """Append the batch to ``pieces`` and return its bytes. Raises ``MessageTooLarge`` and ``ValueError``."""
+    written = 0
+    known = _known
+    for message in batch:
+        topic = message.topic
+        if topic not in known:
+            check_subject(topic)
+        payload = message.payload
+        size = len(payload)
+        block = render_headers(message.content_type, message.id, message.headers)
+        if not block:
+            head = f"PUB {topic} {size}\r\n".encode()
+        else:
+            length = len(block) if block.isascii() else len(block.encode("utf-8", "replace"))
+            size += length
+            head = f"HPUB {topic} {length} {size}\r\n{block}".encode("utf-8", "replace")
+        if size > limit:
+            raise MessageTooLarge(size, limit)
+        pieces += (head, payload, b"\r\n")
+        written += len(head) + len(payload) + 2
+    return written
+
+
+def render_one(
+    subject: str, reply: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None, limit: int
+) -> bytes:
+    """One message with a reply subject (may be empty). Raises ``MessageTooLarge`` and ``ValueError``."""
+    check_subject(subject)
+    if reply:
+        check_subject(reply)
+    size = len(payload)
+    block = render_headers(content_type, "", headers.items() if headers else ())
+    if not block:
+        head = f"PUB {subject} {reply} {size}\r\n".encode()
+    else:
+        length = len(block) if block.isascii() else len(block.encode("utf-8", "replace"))
+        size += length
+        head = f"HPUB {subject} {reply} {length} {size}\r\n{block}".encode("utf-8", "replace")
+    if size > limit:
+        raise MessageTooLarge(size, limit)
+    return b"%b%b\r\n" % (head, payload)
