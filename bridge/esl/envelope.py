@@ -6,11 +6,12 @@ This room never builds a map of an event: see event.py for its headers.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final
 
 import msgspec
 
-from bridge.esl.plain import HeaderValue, find_values
+from bridge.esl.plain import HeaderValue, decode_value
 
 _FIELDS: Final = {
     "name": "Event-Name",
@@ -22,7 +23,8 @@ _FIELDS: Final = {
     "job_uuid": "Job-UUID",
     "command": "Command",
 }
-_PLAIN_NAMES: Final = tuple(f"\n{header}: ".encode() for header in _FIELDS.values())
+_PLAIN_NAMES: Final = tuple(header.encode() for header in _FIELDS.values())
+_PLAIN_LINES: Final = re.compile(b"\n(" + b"|".join(_PLAIN_NAMES) + b"): ?(.*)")
 
 
 class Envelope(msgspec.Struct, rename=_FIELDS, gc=False):
@@ -61,8 +63,9 @@ def decode_envelope(raw: bytes) -> Envelope:
 
 
 def find_envelope(block: bytes) -> Envelope:
-    """Read the envelope of a plain event from its header block."""
-    return Envelope(*find_values(block, _PLAIN_NAMES))
+    """Read the envelope of a plain event from its header block; its other lines are not decoded."""
+    lines = dict(_PLAIN_LINES.findall(b"\n" + block))
+    return Envelope(*[decode_value(lines[name]) if name in lines else "" for name in _PLAIN_NAMES])
 
 
 def decode_json(raw: bytes) -> dict[str, HeaderValue]:

@@ -18,6 +18,8 @@ _LENGTHS: Final = re.compile(rb"^content-length:[ \t]*([0-9]{1,10})\r?$", re.IGN
 _UNDEFINED: Final = b"_undef_"  # how the plain format writes an empty value
 _ARRAY: Final = "ARRAY::"
 _ARRAY_SEPARATOR: Final = "|:"
+# Every line a name, one ": ", a value without colon: FreeSWITCH encodes colons, but not what is in names.
+_REGULAR: Final = re.compile(rb"(?:[^:%\n\0]++: [^:\n\0]*+(?:\n|\Z))++")
 
 
 def split_plain(raw: bytes) -> tuple[bytes, bytes | None]:
@@ -39,27 +41,6 @@ def split_plain(raw: bytes) -> tuple[bytes, bytes | None]:
     return block, body
 
 
-def find_values(block: bytes, names: tuple[bytes, ...]) -> list[str]:
-    """Return the decoded value of each header in ``names``, its last occurrence, ``""`` where absent.
-
-    Names are given as ``b"\\nName: "``. Looks for these lines only; the others are not decoded.
-    """
-    lines = b"\n" + block
-    values: list[str] = []
-    for name in names:
-        found = position = lines.find(name)
-        while position >= 0:
-            found = position
-            position = lines.find(name, position + 1)
-        if found < 0:
-            values.append("")
-            continue
-        start = found + len(name)
-        end = lines.find(b"\n", start)
-        values.append(decode_value(lines[start:] if end < 0 else lines[start:end]))
-    return values
-
-
 def decode_value(value: bytes) -> str:
     """Decode one value: %XX once, then UTF-8 with U+FFFD for what is invalid. Other percent signs stay."""
     if value == _UNDEFINED:
@@ -72,29 +53,25 @@ def decode_plain(block: bytes) -> tuple[dict[str, HeaderValue], bool]:
 
     The last of several equal names wins; ``ARRAY::a|:b`` becomes a list; an ``_undef_`` value is empty.
     """
-    names: list[str] = []
-    encoded: list[bytes] = []
-    for line in block.split(b"\n"):
-        name, colon, value = line.partition(b":")
-        if not colon:
-            continue
-        names.append(name.decode("utf-8", "replace"))
-        value = value[1:] if value[:1] == b" " else value
-        encoded.append(b"" if value == _UNDEFINED else value)
-    # One decoding for all values. NUL keeps them apart: it is in no C string, so only a hostile %00 collides.
-    joined = b"\0".join(encoded)
-    values = [joined] if b"%00" in joined else unquote_to_bytes(joined).split(b"\0")
-    if len(values) != len(names):
-        values = [unquote_to_bytes(value) for value in encoded]
+    if _REGULAR.fullmatch(block) and b"%00" not in block and _UNDEFINED not in block:
+        # As FreeSWITCH writes it. One decoding for all values: NUL, which is in none of them, keeps them apart.
+        joined = unquote_to_bytes(block.replace(b": ", b"\0").replace(b"\n", b"\0"))
+        text, repaired = _decode_text(joined)
+        parts = text.split("\0")
+        headers: dict[str, HeaderValue] = dict(zip(parts[::2], parts[1::2], strict=True))
+        if _ARRAY in text:
+            for name, value in zip(parts[::2], parts[1::2], strict=True):
+                headers[name] = _unfold(value)
+        return headers, repaired
+    headers = {}
     repaired = False
-    headers: dict[str, HeaderValue] = {}
-    for header, decoded in zip(names, values, strict=True):
-        try:
-            text = decoded.decode()
-        except UnicodeDecodeError:
-            text = decoded.decode("utf-8", "replace")
-            repaired = True
-        headers[header] = text[len(_ARRAY) :].split(_ARRAY_SEPARATOR) if text.startswith(_ARRAY) else text
+    for line in block.split(b"\n"):
+        raw_name, colon, raw_value = line.partition(b":")
+        if colon:
+            decoded = b"" if raw_value == b" " + _UNDEFINED else unquote_to_bytes(raw_value.removeprefix(b" "))
+            text, replaced = _decode_text(decoded)
+            headers[raw_name.decode("utf-8", "replace")] = _unfold(text)
+            repaired = repaired or replaced
     return headers, repaired
 
 
@@ -108,3 +85,14 @@ def parse_connect(head: bytes) -> dict[str, HeaderValue]:
     if outer.get("content-type") not in ("command/reply", "command%2Freply"):
         raise ProtocolError("not the answer to connect")
     return decode_plain(head.replace(b"\r", b""))[0]
+
+
+def _decode_text(data: bytes) -> tuple[str, bool]:
+    try:
+        return data.decode(), False
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace"), True
+
+
+def _unfold(text: str) -> HeaderValue:
+    return text[len(_ARRAY) :].split(_ARRAY_SEPARATOR) if text.startswith(_ARRAY) else text
