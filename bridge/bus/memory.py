@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
@@ -16,6 +17,8 @@ from bridge.bus.patterns import Matcher, pattern_matcher
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer
 
 DEFAULT_MAX_PAYLOAD = 1 << 20
+HELD_REPLIES = 10_000
+"""Replies that wait for the broker to come back; the oldest are dropped first."""
 
 TopicHandler = Callable[[Received], None]
 
@@ -144,7 +147,7 @@ class MemoryBus:
         self.confirmed = 0
         self.connected = False
         self._published = 0
-        self._held: list[Received] = []
+        self._held: deque[Received] = deque(maxlen=HELD_REPLIES)
 
     @property
     def max_payload(self) -> int:
@@ -180,9 +183,8 @@ class MemoryBus:
     def _back(self) -> None:
         self.connected = True
         self.on_state(BusState(True))
-        held, self._held = self._held, []
-        for received in held:
-            self.broker.publish(received)
+        while self._held:
+            self.broker.publish(self._held.popleft())
 
     def _check_connected(self) -> None:
         if not self.connected:

@@ -1,8 +1,8 @@
 """The guarded touch: the only room that reaches into nats-py. Never used where ``fits`` says no.
 
 Why it is worth it: nats-py's ``publish`` costs 2 to 4 us a message and a batch of bytes under 1; ``flush`` lets its
-PING overtake what is pending, and a late PONG for a timed-out ``flush`` ends the reader for good; a callback subscription
-costs a queue and a task switch a message; a subscription cannot be taken back without losing what is on its way.
+PING overtake what is pending, and a late PONG for a timed-out ``flush`` ends the reader for good; a callback
+subscription costs a queue and a task switch a message; one cannot be taken back without losing what is on its way.
 """
 
 from __future__ import annotations
