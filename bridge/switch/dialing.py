@@ -1,0 +1,101 @@
+"""Opening the socket of an ESL URL: TCP (IPv4, IPv6), TLS or a Unix socket, kept alive by the kernel.
+
+This room speaks no ESL and reads no byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from bridge.errors import NotConnected
+from bridge.esl.url import EslUrl
+
+KEEPALIVE_IDLE: Final = 10
+KEEPALIVE_INTERVAL: Final = 5
+KEEPALIVE_PROBES: Final = 3
+USER_TIMEOUT_MS: Final = 20_000
+"""Written bytes that stay unacknowledged for so long (ms) end the connection."""
+
+_OPTIONS: Final[tuple[tuple[int, str, int], ...]] = (
+    (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_IDLE),
+    (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+    (socket.IPPROTO_TCP, "TCP_KEEPCNT", KEEPALIVE_PROBES),
+    (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+    (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+)
+
+
+@functools.cache
+def default_tls() -> ssl.SSLContext:
+    """The context of ``fs+tls://`` when none is given: the system's authorities, host name checked."""
+    return ssl.create_default_context()
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Let the kernel notice a vanished peer: FreeSWITCH itself sets nothing on inbound sockets."""
+    for level, name, value in _OPTIONS:
+        option = getattr(socket, name, None)
+        if option is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, option, value)
+
+
+async def dial(url: EslUrl, factory: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None = None) -> None:
+    """Connect and hand the transport to a protocol of ``factory``; raises NotConnected from the socket's error.
+
+    A host with several addresses is tried one after another. The caller bounds the time.
+    """
+    loop = asyncio.get_running_loop()
+    where = url.redacted
+    try:
+        if url.scheme == "fs+unix":
+            await loop.create_unix_connection(factory, url.path)
+            return
+        sock = await _connect_tcp(loop, url)
+        secure: dict[str, Any] = {}
+        if url.scheme == "fs+tls":
+            secure = {"ssl": tls if tls is not None else default_tls(), "server_hostname": url.host}
+        try:
+            await loop.create_connection(factory, sock=sock, **secure)
+        except BaseException:
+            sock.close()
+            raise
+    except ssl.SSLCertVerificationError as error:
+        raise NotConnected(f"{where}: TLS: {error.verify_message}") from error
+    except OSError as error:
+        raise NotConnected(f"{where}: {error.strerror or error}") from error
+
+
+async def _connect_tcp(loop: asyncio.AbstractEventLoop, url: EslUrl) -> socket.socket:
+    try:
+        # A numeric address needs no resolver, and so no thread.
+        found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+    failure: OSError | None = None
+    for family, kind, number, _, address in found:
+        try:
+            sock = socket.socket(family, kind, number)
+        except OSError as error:  # a family that this machine does not have
+            failure = failure or error
+            continue
+        try:
+            sock.setblocking(False)
+            keep_alive(sock)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure if failure is not None else OSError(f"{url.host}: no address")

@@ -1,0 +1,52 @@
+"""The API lines that this worker wrote lately, to know its own ``API`` events again.
+
+This room forgets the oldest line when it is full; it never grows beyond its limit.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+
+
+class OwnCommands:
+    """A bounded multiset of API command lines, shared by the pools (which add) and the links (which take)."""
+
+    def __init__(self, limit: int = 4096) -> None:
+        self._limit = limit
+        self._number = 0
+        self._order: OrderedDict[int, str] = OrderedDict()
+        self._lines: dict[str, deque[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, line: str) -> None:
+        """A pool is about to write the API command ``line``."""
+        line = line.strip()
+        self._number += 1
+        self._order[self._number] = line
+        self._lines.setdefault(line, deque()).append(self._number)
+        if len(self._order) > self._limit:
+            self._forget(self._order.popitem(last=False)[1])
+
+    def add_command(self, command: bytes) -> None:
+        """The same for a rendered command; what is neither ``api`` nor ``bgapi`` is no API line."""
+        for verb in (b"api ", b"bgapi "):
+            if command.startswith(verb):
+                self.add(command[len(verb) : command.index(b"\n")].decode("utf-8", "replace"))
+                return
+
+    def take(self, verb: str, argument: str) -> bool:
+        """Whether an ``API`` event with this API-Command and -Argument is ours; each line answers once."""
+        line = f"{verb} {argument}".strip()
+        if line not in self._lines:
+            return False
+        del self._order[self._forget(line)]
+        return True
+
+    def _forget(self, line: str) -> int:
+        numbers = self._lines[line]
+        oldest = numbers.popleft()
+        if not numbers:
+            del self._lines[line]
+        return oldest

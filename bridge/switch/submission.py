@@ -1,0 +1,300 @@
+"""A command on its way through the pool: waiting, written, answered, or given up.
+
+This room decides what happens to one command; it never chooses a connection and never touches a socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from bridge.errors import BudgetSpent, CommandTimeout, EslError
+from bridge.esl import commands
+from bridge.esl.event import Event
+from bridge.esl.pending import PendingReply
+from bridge.esl.replies import Reply
+
+if TYPE_CHECKING:
+    from bridge.switch.carrier import Carrier
+    from bridge.switch.command_pool import CommandPool
+    from bridge.switch.deadlines import Deadline
+
+
+class Outcome(msgspec.Struct):
+    """What became of a command."""
+
+    status: Literal["reply", "timeout", "lost", "unsent"]
+    """``unsent`` is sure not to have run; ``timeout`` and ``lost`` may have."""
+    reply: Reply | None = None
+    """FreeSWITCH's answer; of a job its output, judged like the result of an ``api``."""
+    result: str | None = None
+    """Output of a job, or the Application-Response of an application that was waited for."""
+    error: EslError | None = None
+    """Why there is no reply."""
+    late: bool = False
+    """The answer of a command whose outcome (``timeout``, or ``lost`` for a job) was told before."""
+    job: str = ""
+    """Job-UUID of a job, Event-UUID of an application that was waited for."""
+    esl_ms: float = 0.0
+    """From the write to the answer, in ms."""
+
+
+class Need(Enum):
+    """What a connection must be set up for before it can carry a command."""
+
+    NOTHING = "nothing"
+    JOBS = "jobs"
+    EXECUTES = "executes"
+
+
+class State(Enum):
+    """Where a command is."""
+
+    WAITING = 1
+    WRITTEN = 2
+    GIVEN_UP = 3
+    """Its outcome was told as timeout or lost; an answer is late."""
+    OVER = 4
+
+
+class Submission:
+    """One command given to a pool; ``cancel`` is all that callers use."""
+
+    __slots__ = (
+        "carrier",
+        "command",
+        "deadline",
+        "done",
+        "on_written",
+        "pending",
+        "pool",
+        "state",
+        "timer",
+        "written_at",
+    )
+
+    need: Need = Need.NOTHING
+    key: str = ""
+
+    def __init__(
+        self,
+        pool: CommandPool,
+        command: bytes,
+        done: Callable[[Outcome], None],
+        deadline: float,
+        on_written: Callable[[], None] | None,
+    ) -> None:
+        self.pool = pool
+        self.command = command
+        self.done = done
+        self.deadline = deadline
+        self.on_written = on_written
+        self.state = State.WAITING
+        self.carrier: Carrier | None = None
+        self.pending: PendingReply | None = None
+        self.timer: Deadline | None = None
+        self.written_at = 0.0
+
+    def cancel(self) -> None:
+        """Forget it: unsent it is never sent, sent its answer is swallowed. ``done`` is not called any more."""
+        state, self.state = self.state, State.OVER
+        if state is State.WAITING:
+            self.pool.withdraw(self)
+        elif state is State.WRITTEN:
+            self._abandon()
+            self.pool.settled(self)
+        self._disarm()
+
+    # --- told by the carrier ---------------------------------------------------------------------------------
+
+    def render(self, carrier: Carrier) -> bytes:
+        """The bytes to write on this carrier."""
+        return self.command
+
+    def replied(self, reply: Reply, now: float) -> None:
+        """The direct reply came."""
+        self._answer(Outcome("reply", reply, esl_ms=(now - self.written_at) * 1e3))
+
+    def lost(self, error: EslError, sent: bool) -> None:
+        """The connection ended before the reply."""
+        if self.state is not State.WRITTEN:
+            self.state = State.OVER
+        elif sent:
+            self._give_up(Outcome("lost", error=error, job=self.key))
+        else:
+            self.pool.put_back(self)
+
+    # --- inside ----------------------------------------------------------------------------------------------
+
+    def expired(self) -> None:
+        """Its time is up, waiting or written."""
+        if self.state is State.WAITING:
+            self.pool.withdraw(self)
+            self.fail(BudgetSpent("the deadline came before a connection was free"))
+        elif self.state is State.WRITTEN:
+            error = CommandTimeout("no reply in time" if self.pending is not None else "no result in time")
+            self._abandon()
+            self._give_up(Outcome("timeout", error=error, job=self.key, esl_ms=self._age_ms()))
+
+    def refused(self, error: EslError) -> None:
+        """It could not even wait."""
+        if self.state is State.WAITING:
+            self.fail(error)
+
+    def fail(self, error: EslError) -> None:
+        """It was not written and will not be."""
+        self._disarm()
+        self.state = State.OVER
+        self.pool.tell(self, Outcome("unsent", error=error))
+
+    def _answer(self, outcome: Outcome) -> None:
+        state, self.state = self.state, State.OVER
+        if state is State.WRITTEN:
+            timer = self.timer
+            if timer is not None:
+                timer.cancel()
+            self.pool.settled(self)
+            self.pool.tell(self, outcome)
+        elif state is State.GIVEN_UP:
+            outcome.late = True
+            self.pool.tell(self, outcome)
+
+    def _give_up(self, outcome: Outcome) -> None:
+        if self.key:
+            self.pool.jobs.give_up(self.key)  # a tombstone: its result may still come
+        self._disarm()
+        self.state = State.GIVEN_UP
+        self.pool.settled(self)
+        self.pool.tell(self, outcome)
+
+    def _abandon(self) -> None:
+        if self.carrier is not None and self.pending is not None:
+            self.carrier.abandon(self.pending)
+
+    def _age_ms(self) -> float:
+        return (self.pool.time() - self.written_at) * 1e3
+
+    def _disarm(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class Job(Submission):
+    """A ``bgapi``: its own Job-UUID goes with it, its outcome is the BACKGROUND_JOB."""
+
+    __slots__ = ("accepted", "core_uuid", "key", "line", "on_accepted", "orphaned")
+
+    need = Need.JOBS
+
+    def __init__(
+        self,
+        pool: CommandPool,
+        line: str,
+        done: Callable[[Outcome], None],
+        deadline: float,
+        on_written: Callable[[], None] | None,
+        on_accepted: Callable[[str], None] | None,
+    ) -> None:
+        super().__init__(pool, b"", done, deadline, on_written)
+        self.line = line
+        self.on_accepted = on_accepted
+        self.accepted = False
+        self.orphaned = False
+        self.key = ""
+        self.core_uuid = ""
+
+    def render(self, carrier: Carrier) -> bytes:
+        """Give it an id of this carrier and register it: before the write, so that no result can come first."""
+        self.key = carrier.new_key()
+        self.core_uuid = carrier.core_uuid
+        self.pool.jobs.register(self)
+        return self._command()
+
+    def _command(self) -> bytes:
+        return commands.bgapi(self.line, self.key)
+
+    def replied(self, reply: Reply, now: float) -> None:
+        """FreeSWITCH took the job, or refused it."""
+        self.pending = None
+        if not reply.ok:
+            self.pool.jobs.forget(self.key)
+            self._answer(Outcome("reply", reply, job=self.key, esl_ms=(now - self.written_at) * 1e3))
+            return
+        self.accepted = True
+        if self.state is State.WRITTEN:
+            self._disarm()
+            self.timer = self.pool.deadlines.add(self.deadline, self.expired)
+            if self.on_accepted is not None:
+                self.pool.call(self.on_accepted, self.key)
+
+    def completed(self, event: Event, now: float) -> None:
+        """Its BACKGROUND_JOB came."""
+        self.pool.jobs.forget(self.key)
+        text, reply = self._result(event)
+        self._answer(Outcome("reply", reply, text, job=self.key, esl_ms=(now - self.written_at) * 1e3))
+
+    def _result(self, event: Event) -> tuple[str, Reply]:
+        text = event.body or ""
+        return text, Reply("api", text, {})
+
+    def lost(self, error: EslError, sent: bool) -> None:
+        """The connection ended before FreeSWITCH took it; a result may still come, late, over another connection."""
+        self.pending = None
+        if self.state is State.WRITTEN:
+            if not sent:
+                self.pool.jobs.forget(self.key)
+            super().lost(error, sent)
+
+    def abandoned(self, error: EslError) -> None:
+        """No result can come any more."""
+        self.pool.jobs.forget(self.key)
+        if self.state is State.WRITTEN:
+            self._give_up(Outcome("lost", error=error, job=self.key, esl_ms=self._age_ms()))
+        self.state = State.OVER
+
+    def expired(self) -> None:
+        """Its time is up; the table keeps it for a late result."""
+        if self.state is State.WRITTEN and self.orphaned:
+            error = CommandTimeout("the connection was lost and none could replace it before the deadline")
+            self._give_up(Outcome("lost", error=error, job=self.key, esl_ms=self._age_ms()))
+        else:
+            super().expired()
+
+    def cancel(self) -> None:
+        """Forget it; a job that runs goes on running."""
+        self.pool.jobs.forget(self.key)
+        super().cancel()
+
+
+class Execute(Job):
+    """An application that is waited for: its Event-UUID comes back as Application-UUID at CHANNEL_EXECUTE_COMPLETE."""
+
+    __slots__ = ("app", "uuid")
+
+    need = Need.EXECUTES
+
+    def __init__(
+        self,
+        pool: CommandPool,
+        uuid: str,
+        app: str,
+        arg: str,
+        done: Callable[[Outcome], None],
+        deadline: float,
+        on_written: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(pool, arg, done, deadline, on_written, None)
+        self.uuid = uuid
+        self.app = app
+
+    def _command(self) -> bytes:
+        return commands.execute(self.uuid, self.app, self.line, event_uuid=self.key)
+
+    def _result(self, event: Event) -> tuple[str, Reply]:
+        response = event.get("Application-Response")
+        text = response if isinstance(response, str) else ""
+        return text, Reply("command", "+OK", {})
