@@ -56,13 +56,23 @@ class Meter:
         self.counts[name] = self.counts.get(name, 0) + count
 
 
+class NarrowBus(MemoryBus):
+    """A bus with a small limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__("memory://")
+        self._narrow = limit
+
+    @property
+    def max_payload(self) -> int:
+        return self._narrow
+
+
 class House:
     """One node's relay in front of a bus that is not started, so that all stays in the buffer."""
 
     def __init__(self, *, max_payload: int | None = None, watchers: Any = None, **route: Any) -> None:
-        self.bus = MemoryBus("memory://")
-        if max_payload is not None:
-            self.bus.max_payload = max_payload  # type: ignore[misc]
+        self.bus = MemoryBus("memory://") if max_payload is None else NarrowBus(max_payload)
         self.meter = Meter()
         self.notices = NoticeBoard(worker="w1", instance="w1.1", codec="json")
         self.publisher = Publisher(self.bus, self.notices, self.meter)
@@ -84,9 +94,7 @@ class House:
         return [message for chunk in self.relay.buffer.take(1 << 30) for message in chunk.messages]
 
     def told(self, kind: str) -> list[dict[str, Any]]:
-        return [
-            json.loads(one.payload)["data"] for one in self.notices.take() if one.topic == f"fs.bridge.{kind}"
-        ]
+        return [json.loads(one.payload)["data"] for one in self.notices.take() if one.topic == f"fs.bridge.{kind}"]
 
 
 def stamp(name: str, sequence: int, **headers: Any) -> dict[str, Any]:
@@ -167,9 +175,9 @@ def test_msgpack_is_the_same_map() -> None:
 
 def test_bad_utf8_is_repaired_and_counted_and_costs_no_event() -> None:
     house = House()
-    raw = json.dumps(stamp("A", 1, name="Zo?")).encode().replace(b"Zo?", b"Zo\xe9")
+    raw = json.dumps(stamp("A", 1, caller="Zo?")).encode().replace(b"Zo?", b"Zo\xe9")
     one, two = decoded(house.relay_events(raw, stamp("A", 2)))
-    assert one["name"] == "Zo\ufffd"
+    assert one["caller"] == "Zo\ufffd"
     assert two.id == f"{CORE}:2"
     assert house.meter.counts["repaired"] == 1
     assert house.meter.counts["received"] == 2
@@ -177,7 +185,9 @@ def test_bad_utf8_is_repaired_and_counted_and_costs_no_event() -> None:
 
 def test_an_event_over_the_limit_goes_without_its_body_and_keeps_its_number() -> None:
     house = House(max_payload=8_000)
-    small, big = decoded(house.relay_events(stamp("A", 1), stamp("A", 2, _body="x" * 20_000, **{"Content-Length": "20000"})))
+    small, big = decoded(
+        house.relay_events(stamp("A", 1), stamp("A", 2, _body="x" * 20_000, **{"Content-Length": "20000"}))
+    )
     assert (small.truncated, big.truncated) == (False, True)
     assert big.sequence == "0000000002"
     assert big.body == ""
