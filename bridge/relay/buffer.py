@@ -7,6 +7,7 @@ This room never talks to a bus and never reads a clock: the caller says what tim
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -111,6 +112,25 @@ class EventBuffer:
             self._chunks.appendleft(chunk)
             self.events += len(chunk.messages)
             self.size += chunk.size
+
+    def keep(self, fits: Callable[[Message], bool], now: float) -> int:
+        """Drop every message that does not fit the bus; returns how many events that were."""
+        dropped = 0
+        kept: deque[Chunk] = deque()
+        for chunk in self._chunks:
+            fitting = [message for message in chunk.messages if fits(message)]
+            lost = len(chunk.messages) - len(fitting)
+            if lost:
+                dropped += lost
+                self.events -= lost
+                share = chunk.size * len(fitting) // len(chunk.messages)
+                self.size -= chunk.size - share
+                self.lose(Loss(chunk.epoch, "too_large", start=chunk.at, end=now, count=lost))
+                chunk = Chunk(chunk.epoch, fitting, share, chunk.at)
+            if fitting:
+                kept.append(chunk)
+        self._chunks = kept
+        return dropped
 
     def lose(self, loss: Loss) -> None:
         """Book a loss that happened outside the buffer; it is closed by the next event that leaves.

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from bridge.bus.base import Bus, Message
-from bridge.errors import BusError, BusUnavailable, PublishFailed
+from bridge.errors import BusError, BusUnavailable, MessageTooLarge, PublishFailed
 from bridge.messages.notice import GapNotice, rfc3339
 from bridge.relay.buffer import Chunk, EventBuffer, Loss
 from bridge.relay.notices import NoticeBoard
@@ -143,6 +143,11 @@ class Publisher:
             except BusUnavailable:
                 self._put_back(parts, notices)
                 return
+            except MessageTooLarge as error:
+                log.warning("the bus's limit shrank", reason=str(error))
+                self._put_back(parts, notices)
+                self._drop_too_large()
+                continue
             except PublishFailed as failure:
                 log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
                 self._book_failure(parts, notices, failure)
@@ -165,6 +170,16 @@ class Publisher:
         notices = self._notices.take()
         batch += notices
         return batch, parts, notices
+
+    def _drop_too_large(self) -> None:
+        """Another server with a lower limit: what was measured against the old one is measured again."""
+        now = time.time()
+        limit = self._bus.max_payload
+        for buffer in self._buffers:
+            dropped = buffer.keep(lambda message: self._bus.message_size(message) <= limit, now)
+            if dropped:
+                self._meter.events_dropped(buffer.node, "too_large", dropped)
+        self._notices.put_back([one for one in self._notices.take() if self._bus.message_size(one) <= limit])
 
     def _put_back(self, parts: list[tuple[EventBuffer, list[Chunk]]], notices: list[Message]) -> None:
         for buffer, chunks in parts:

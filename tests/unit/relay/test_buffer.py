@@ -97,6 +97,19 @@ def test_the_end_of_a_worker_closes_every_loss() -> None:
     assert buffer.events == buffer.size == 0
 
 
+def test_what_does_not_fit_the_bus_any_more_is_dropped_and_told() -> None:
+    buffer = EventBuffer("fs1", BufferLimits())
+    buffer.append(chunk(0, 4))
+    buffer.append(chunk(4, 1))
+    buffer.append(chunk(5, 2))
+    assert buffer.keep(lambda message: message.id not in ("1", "4"), 9.0) == 2
+    assert (buffer.events, buffer.size) == (5, 175)
+    assert ids(buffer.take(1_000)) == ["0", "2", "3", "5", "6"]
+    assert buffer.size == 0
+    [loss] = buffer.take_losses()
+    assert (loss.reason, loss.count, loss.exact) == ("too_large", 2, True)
+
+
 @given(
     st.lists(
         st.one_of(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from bridge.bus.base import BusState, Message
-from bridge.errors import BusUnavailable, PublishFailed
+from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed
 from bridge.relay.buffer import BufferLimits, Chunk, EventBuffer, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher, gap_notice
@@ -29,8 +29,12 @@ class ScriptedBus:
         self.number = 0
         self.published: list[Message] = []
         self.failure: Exception | None = None
+        self.too_large: set[str] = set()
         self.on_broken: Callable[[], None] = lambda: None
         self.on_state: Callable[[BusState], None] = lambda state: None
+
+    def message_size(self, message: Message) -> int:
+        return self.max_payload + 1 if message.id in self.too_large else len(message.payload)
 
     async def publish_many(self, batch: Sequence[Message]) -> int:
         failure, self.failure = self.failure, None
@@ -176,6 +180,17 @@ async def test_a_broken_connection_puts_unconfirmed_batches_in_doubt_and_sends_n
     [gap] = house.gaps()
     assert (gap["before"], gap["after"], gap["count"], gap["exact"]) == ("0", "3", 2, False)
     await house.until(lambda: house.meter.confirmed == 2)
+
+
+async def test_a_limit_that_shrank_costs_only_what_is_over_it(house: House) -> None:
+    house.bus.failure = MessageTooLarge(1_100, 1_000)
+    house.bus.too_large = {"1"}
+    house.read(0, 3)
+    await house.until(lambda: bool(house.gaps()))
+    assert house.ids() == ["0", "2"]
+    [gap] = house.gaps()
+    assert (gap["reason"], gap["count"], gap["exact"]) == ("too_large", 1, True)
+    assert house.meter.lost == {"too_large": 1}
 
 
 async def test_a_fault_in_the_bus_does_not_end_the_relay(house: House) -> None:
