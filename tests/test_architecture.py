@@ -13,6 +13,7 @@ BRIDGE = ROOT / "bridge"
 
 FLOORS = {
     "errors": 0,
+    "redaction": 0,
     "esl": 1,
     "messages": 1,
     "switch": 2,

@@ -5,6 +5,7 @@ It never does a command's work, and imports what a command needs only when that 
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from bridge.cli.run import run
 from bridge.cli.simulate import simulate
 from bridge.cli.tail import tail
 from bridge.errors import BridgeError
+
+EXAMPLES = "[bold]Examples[/bold]"
 
 app = typer.Typer(
     name="esl-bridge",
@@ -52,8 +55,16 @@ def options(
     """
 
 
+def help_of(docstring: str) -> str:
+    """Return a docstring as help: paragraphs flow, examples keep their lines (``\\b`` is Click's mark for that)."""
+    text = inspect.cleandoc(docstring).replace(f"{EXAMPLES}\n\n\b\n", f"\b{EXAMPLES}\n")
+    return "\n\n".join(
+        paragraph if paragraph.startswith("\b") else paragraph.replace("\n", " ") for paragraph in text.split("\n\n")
+    )
+
+
 for command in (demo, run, check, tail, call, simulate):
-    app.command()(command)
+    app.command(help=help_of(command.__doc__ or ""))(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

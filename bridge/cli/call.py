@@ -33,7 +33,11 @@ def call(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(help="Where: any, all, a node's name, tag:TAG or call:UUID.", show_default="any", metavar="TARGET"),
+        typer.Option(
+            help="Where: any (the least loaded), all, a node's name, tag:TAG or call:UUID.",
+            show_default=False,
+            metavar="TARGET",
+        ),
     ] = None,
     op: Annotated[Op, typer.Option(help="What kind of command it is.")] = "api",
     timeout: Annotated[
@@ -56,7 +60,9 @@ def call(
     wait: Annotated[bool, typer.Option("--wait", help="With --op execute: reply when the application ended.")] = False,
     header: Annotated[
         list[str] | None,
-        typer.Option("--header", help="For sendmsg and sendevent, as Name=value. May be repeated.", metavar="NAME=VALUE"),
+        typer.Option(
+            "--header", help="For sendmsg and sendevent, as Name=value. May be repeated.", metavar="NAME=VALUE"
+        ),
     ] = None,
     body: Annotated[str | None, typer.Option(help="Body, for sendmsg and sendevent.", metavar="TEXT")] = None,
     idempotent: Annotated[
@@ -139,9 +145,7 @@ def _takes_long(fields: dict[str, Any]) -> bool:
     return fields["op"] == "bgapi" or bool(fields.get("wait")) or verb in ("originate", "bgapi")
 
 
-async def _call(
-    settings: Settings, fields: dict[str, Any], *, timeout: float, queue: str | None, as_json: bool
-) -> int:
+async def _call(settings: Settings, fields: dict[str, Any], *, timeout: float, queue: str | None, as_json: bool) -> int:
     from bridge.cli.loop import stop_on_signals, until_stopped
     from bridge.client import Bridge
 
@@ -176,6 +180,8 @@ def print_reply(reply: CommandReply) -> None:
             print(heading + printable_output((part.result or "").rstrip("\n")))
         else:
             text = part.error or part.result or ""
-            print(f"{heading}{part.status} (executed: {part.executed}) {printable_output(text.strip())}", file=sys.stderr)
+            print(
+                f"{heading}{part.status} (executed: {part.executed}) {printable_output(text.strip())}", file=sys.stderr
+            )
     if reply.replies == [] and reply.status != "ok":
         print(f"{reply.status} (executed: {reply.executed}) {printable_output(reply.error)}", file=sys.stderr)

@@ -145,6 +145,10 @@ async def _try_node(settings: Settings, node: NodeSettings) -> Finding:
     from bridge.switch.deadlines import Deadlines
 
     what = f"node {node.name}"
+    try:
+        tls = node.tls_context()
+    except BridgeError as error:
+        return Finding(what, str(error), exits.code_of(error))
     pool = CommandPool(
         node.name,
         node.esl_url,
@@ -152,6 +156,7 @@ async def _try_node(settings: Settings, node: NodeSettings) -> Finding:
         command_timeout=settings.esl.esl_cmd_timeout / 1000,
         max_connections=1,
         deadlines=Deadlines(),
+        tls=tls,
     )
     timeout = (settings.esl.esl_connect_timeout + settings.esl.esl_cmd_timeout) / 1000
     try:

@@ -89,7 +89,7 @@ def _longest(table: Mapping[str, Any], name: str) -> Any:
 
 
 def details(name: str, headers: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the headers worth showing for an event of this name, as ``(header, value)``; a call as ``("", "a → b")``."""
+    """Return what is worth showing of an event, as ``(header, value)``; who calls whom has an empty header."""
     shown = []
     if not name.startswith(_NO_CALLER):
         caller, callee = (_one(headers.get(header)) for header in _CALLER)

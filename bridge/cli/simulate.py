@@ -118,7 +118,7 @@ async def _simulate(switch: SimulatedSwitch, seconds: float | None) -> int:
     try:
         with stop_on_signals() as wish:
             print(f"a simulated FreeSWITCH listens on {switch.host}:{switch.port} (Ctrl-C ends it)", flush=True)
-            print(f"  [[node]]\n  name = \"sim\"\n  url = \"{switch.url}\"", flush=True)
+            print(f'  [[node]]\n  name = "sim"\n  url = "{switch.url}"', flush=True)
             with StatusLine(sys.stderr) as line:
                 left = seconds
                 while left is None or left > 0:

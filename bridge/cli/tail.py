@@ -147,5 +147,3 @@ def print_line(console: Console, event: EventMessage) -> None:
         console.print(line, overflow="ellipsis", no_wrap=True, crop=True)
     else:
         print(line.plain, flush=True)
-
-

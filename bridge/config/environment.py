@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from bridge.config.problems import Path, Problems, fields_of, model_in, suggestion, unwrapped
+from bridge.config.problems import Path, Problems, fields_of, model_in, nearest, unwrapped
 from bridge.config.settings import NodeSettings, Settings
 
 PREFIX = "ESL_BRIDGE_"
@@ -42,12 +42,15 @@ def report_unknown(variables: list[str], problems: Problems) -> None:
         text = "unknown environment variable"
         if variable.startswith(NODE_PREFIX):
             name, _, key = variable.removeprefix(NODE_PREFIX).rpartition("__")
-            near = suggestion(key, fields_of(NodeSettings)) if name else ""
-            text += near or " (a node's are ESL_BRIDGE_NODE__<name>__<KEY>)"
+            near = nearest(key, fields_of(NodeSettings)) if name else ""
+            text += (
+                f'; did you mean "{NODE_PREFIX}{name}__{near.upper()}"?'
+                if near
+                else " (a node's are ESL_BRIDGE_NODE__<name>__<KEY>)"
+            )
         else:
-            near = suggestion(variable, known)
-            lower = near.removeprefix('; did you mean "').removesuffix('"?')
-            text += f'; did you mean "{known[lower]}"?' if near else ""
+            near = nearest(variable, known)
+            text += f'; did you mean "{known[near]}"?' if near else ""
         problems.add((variable,), text)
 
 
@@ -111,7 +114,9 @@ def _converted(text: str, field: FieldInfo) -> object:
     container = typing.get_origin(kind)
     try:
         if container is list:
-            return json.loads(text) if text.lstrip().startswith("[") else [x.strip() for x in text.split(",") if x.strip()]
+            return (
+                json.loads(text) if text.lstrip().startswith("[") else [x.strip() for x in text.split(",") if x.strip()]
+            )
         if container is dict:
             return json.loads(text)
         if kind in (int, float, bool):

@@ -59,15 +59,14 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = file.read_bytes()
+        return tomllib.loads(file.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise ConfigError([(str(file), f"cannot be read: {error.strerror}")]) from None
-    try:
-        return tomllib.loads(content.decode("utf-8"))
+        problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError:
-        raise ConfigError([(str(file), "is not UTF-8")]) from None
+        problem = "is not UTF-8"
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([(str(file), f"is not TOML: {_without_values(str(error))}")]) from None
+        problem = f"is not TOML: {_without_values(str(error))}"
+    raise ConfigError([(str(file), problem)])
 
 
 def _without_values(text: str) -> str:
@@ -84,5 +83,7 @@ def _check_node_names(data: Mapping[str, Any], problems: Problems) -> None:
     for number, name in enumerate(names):
         if isinstance(name, str):
             if seen[name]:
-                problems.add(("node", number, "name"), f'"{name[:80]}" is the name of node[{names.index(name)}] already')
+                problems.add(
+                    ("node", number, "name"), f'"{name[:80]}" is the name of node[{names.index(name)}] already'
+                )
             seen[name] += 1

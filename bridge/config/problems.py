@@ -83,7 +83,7 @@ class Problems:
 def _text_of(details: ErrorDetails, field: FieldInfo | None, model: type[BaseModel]) -> str:
     kind, context, value = details["type"], details.get("ctx", {}), details.get("input")
     if kind == "extra_forbidden":
-        return "unknown key" + suggestion(str(details["loc"][-1]), keys_at(model, tuple(details["loc"][:-1])))
+        return "unknown key" + _suggestion(str(details["loc"][-1]), keys_at(model, tuple(details["loc"][:-1])))
     if kind == "setting":
         return str(context["text"])
     if kind == "literal_error" and field is not None:
@@ -122,10 +122,15 @@ def _literals(annotation: Any) -> list[object]:
     return [value for part in typing.get_args(annotation) for value in _literals(part)]
 
 
-def suggestion(key: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean "..."?`` for the nearest known key, or nothing."""
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Return the known key that ``key`` was most likely meant to be, or ""."""
     near = difflib.get_close_matches(key.lower(), list(known), n=1, cutoff=0.6)
-    return f'; did you mean "{near[0]}"?' if near else ""
+    return near[0] if near else ""
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    near = nearest(key, known)
+    return f'; did you mean "{near}"?' if near else ""
 
 
 # --- the model, walked by key path ------------------------------------------------------------------

@@ -21,7 +21,7 @@ EXPANDED = ("url", "password", "username")
 def resolve_secrets(data: dict[str, Any], environ: Mapping[str, str], problems: Problems) -> set[str]:
     """Fill in all secrets of the raw tables, in place; return the environment variables that were referred to."""
     used: set[str] = set()
-    tables = [(("bus",), data.get("bus"))]
+    tables: list[tuple[tuple[str | int, ...], Any]] = [(("bus",), data.get("bus"))]
     nodes = data.get("node")
     if isinstance(nodes, list):
         tables += [(("node", number), node) for number, node in enumerate(nodes)]
@@ -106,5 +106,3 @@ def _put_password_into_url(table: dict[str, Any]) -> None:
     user, mark, host = rest.rpartition("@")
     if ":" not in user:
         table["url"] = f"{scheme}://{user if mark else ''}:{quote(password, safe='')}@{host}"
-
-

@@ -5,7 +5,8 @@ This room never reads anything: ``loading`` fills it from file, environment and 
 
 from __future__ import annotations
 
-from typing import Literal
+import ssl
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
@@ -24,6 +25,7 @@ from bridge.config.values import (
     required,
     setting,
 )
+from bridge.errors import ConfigError
 from bridge.esl.url import EslUrl
 
 LogLevel = Literal["console", "alert", "crit", "err", "warning", "notice", "info", "debug"]
@@ -33,7 +35,12 @@ class Section(BaseModel):
     """A table of the file: strict about types, closed to unknown keys, never shows its input in errors."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False, regex_engine="python-re"
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+        regex_engine="python-re",
     )
 
 
@@ -47,7 +54,7 @@ class WorkerSettings(Section):
     )
     state_dir: str = setting(
         "/var/lib/esl-bridge",
-        "Folder for what must outlive a restart; a temporary one is used when it is not writable and nothing durable needs it",
+        "Folder for what must outlive a restart; a temporary one when it is not writable and nothing durable needs it",
         min_length=1,
     )
     drain_timeout: float = setting(
@@ -82,6 +89,19 @@ class BusSettings(Section):
                 if getattr(self, key):
                     raise fault("is for NATS only", key)
         return self
+
+    def options(self) -> dict[str, Any]:
+        """The means to log in and to speak TLS, as ``open_bus`` names them; only those that are set."""
+        given = {
+            "user": self.username,
+            "password": self.password.get_secret_value(),
+            "credentials_file": self.creds,
+            "nkey_file": self.nkey,
+            "tls_ca_file": self.tls_ca,
+            "tls_cert_file": self.tls_cert,
+            "tls_key_file": self.tls_key,
+        }
+        return {name: value for name, value in given.items() if value}
 
 
 class EslSettings(Section):
@@ -131,13 +151,29 @@ class NodeSettings(Section):
         """The URL in its parts."""
         return EslUrl.parse(self.url.get_secret_value())
 
+    def tls_context(self) -> ssl.SSLContext | None:
+        """What ``fs+tls://`` speaks TLS with, None elsewhere. Raises ``ConfigError`` for an unusable CA file."""
+        if self.url.scheme != "fs+tls":
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca or None)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError([(f"node {self.name}: tls_ca", f"cannot use {self.tls_ca}: {error}")]) from None
+        if not self.tls_verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
 
 class EventSettings(Section):
     """``[events]``: the path from FreeSWITCH to the bus."""
 
-    subscribe: list[EventName] = setting(["ALL"], 'Events to subscribe to, such as "CHANNEL_ANSWER", "CUSTOM:sofia::register"')
+    subscribe: list[EventName] = setting(
+        ["ALL"], 'Events to subscribe to, such as "CHANNEL_ANSWER", "CUSTOM:sofia::register"'
+    )
     topic: TopicText = setting(
-        "fs.events.{event}", "Template of the topic; placeholders {event} {name} {subclass} {node} {uuid} {<any header>}"
+        "fs.events.{event}",
+        "Template of the topic; placeholders {event} {name} {subclass} {node} {uuid} {<any header>}",
     )
     delivery: Literal["pubsub", "durable", "both"] = setting(
         "pubsub", "pubsub: who listens gets it; durable: kept in a stream (NATS JetStream, Redis); both"
@@ -156,7 +192,9 @@ class CommandSettings(Section):
     queue: QueueName = setting("esl.cmd", "Queue that requests are taken from; a node's own is <queue>.<node>")
     queue_type: Literal["stream", "list"] = setting("stream", "Kind of the queue on Redis")
     durable: bool = setting(False, "NATS: also take requests from the JetStream queue esl.queue")
-    max_in_flight: int = setting(512, "Most requests in hand; more are answered busy, or left in the queue", unit="requests", ge=1)
+    max_in_flight: int = setting(
+        512, "Most requests in hand; more are answered busy, or left in the queue", unit="requests", ge=1
+    )
     max_in_flight_node: int = setting(256, "Most requests in hand for one node", unit="requests", ge=1)
     max_timeout: float = setting(3600.0, "Largest timeout_ms that a request may ask for", unit="s", gt=0)
     job_timeout: float = setting(120.0, "Budget of background jobs when the request names none", unit="s", gt=0)
@@ -167,9 +205,13 @@ class CommandSettings(Section):
     scatter_limit: int = setting(
         16, "Largest fleet in which a call that nobody owns up to is looked for on every node", unit="nodes", ge=0
     )
-    reply_to: list[str] | None = setting(None, "Patterns of permitted reply addresses; absent: the bus's own (contract)")
+    reply_to: list[str] | None = setting(
+        None, "Patterns of permitted reply addresses; absent: the bus's own (contract)"
+    )
     background: list[str] | None = setting(None, "API verbs that run as jobs under the hood; absent: the built-in list")
-    safe: list[str] | None = setting(None, "API verbs without effects, kept out of the ledger; absent: the built-in list")
+    safe: list[str] | None = setting(
+        None, "API verbs without effects, kept out of the ledger; absent: the built-in list"
+    )
 
 
 class PolicySettings(Section):
@@ -190,7 +232,9 @@ class PolicySettings(Section):
 class FleetSettings(Section):
     """``[fleet]``: many workers on one bus."""
 
-    standby: int = setting(0, "Workers that keep a warm link to a node of another; 0 only in this version", unit="workers")
+    standby: int = setting(
+        0, "Workers that keep a warm link to a node of another; 0 only in this version", unit="workers"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> FleetSettings:
@@ -202,7 +246,9 @@ class FleetSettings(Section):
 class HttpSettings(Section):
     """``[http]``: health, metrics and the web page."""
 
-    listen: ListenAddress = setting("127.0.0.1:8090", 'Address for /live /ready /metrics /nodes and the page; "" is off')
+    listen: ListenAddress = setting(
+        "127.0.0.1:8090", 'Address for /live /ready /metrics /nodes and the page; "" is off'
+    )
 
 
 class LogSettings(Section):

@@ -13,9 +13,12 @@ from pydantic_core import PydanticCustomError
 
 from bridge.errors import EslUrlError
 from bridge.esl.url import EslUrl
-from bridge.ops.redaction import redact_url
+from bridge.redaction import redact_url
 
-BUS_SCHEMES = ("nats", "tls", "redis", "rediss", "redis+cluster", "redis+sentinel", "unix", "memory")
+BUS_SCHEMES = (
+    "nats", "tls", "redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel", "unix",
+    "memory",
+)  # fmt: skip
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SCHEME = re.compile(r"([a-z][a-z0-9+]{0,19})://", re.IGNORECASE)

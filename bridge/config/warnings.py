@@ -18,7 +18,10 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
         url = node.esl_url
         if url.password == "ClueCon" and not is_loopback(url.host) and not url.path:
             found.append(
-                (f"node[{number}].url", f"FreeSWITCH's default password on {url.host}: anyone who reaches it can use it")
+                (
+                    f"node[{number}].url",
+                    f"FreeSWITCH's default password on {url.host}: anyone who reaches it can use it",
+                )
             )
         if url.scheme == "fs+tls" and not node.tls_verify:
             found.append((f"node[{number}].tls_verify", "the server's certificate is not checked"))

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from bridge.ops.redaction import Redactor
+from bridge.redaction import Redactor
 
 EventDict = MutableMapping[str, Any]
 
@@ -77,9 +77,9 @@ def redact(redactor: Redactor) -> Callable[[object, str, EventDict], EventDict]:
     return processor
 
 
-def _drop_colour_message(logger: object, method: str, event: EventDict) -> EventDict:
-    event.pop("color_message", None)
-    return event
+def _first_things_first(logger: object, method: str, event: EventDict) -> EventDict:
+    first = {key: event.pop(key) for key in ("timestamp", "level", "event") if key in event}
+    return {**first, **event}
 
 
 def configure_logging(
@@ -110,7 +110,7 @@ def configure_logging(
     ]
     last: list[Any] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        _drop_colour_message,
+        _first_things_first,
         # Tracebacks become text first: whatever an exception quotes passes the redaction too.
         structlog.processors.format_exc_info,
         redact(Redactor(secrets)),

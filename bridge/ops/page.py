@@ -39,7 +39,8 @@ a { color: var(--accent); }
 _SCRIPT = """
 'use strict';
 const by = id => document.getElementById(id);
-const shown = v => v === undefined || v === null || v === '' ? '\\u2013' : String(v);
+const none = v => v === undefined || v === null;
+const shown = v => none(v) || v === '' ? '\\u2013' : String(v);
 const count = n => Number(n || 0).toLocaleString('en');
 const colours = { UP: 'good', SUSPECT: 'warn', CONNECTING: 'warn', SYNCING: 'warn', DRAINING: 'warn', DOWN: 'bad' };
 let before = null;
@@ -52,11 +53,12 @@ function card(name, value, kind) {
 function row(cells) {
   const line = document.createElement('tr');
   for (const [text, kind] of cells) {
-    const cell = document.createElement('td'); cell.textContent = shown(text); if (kind) cell.className = kind; line.append(cell);
+    const cell = document.createElement('td');
+    cell.textContent = shown(text); if (kind) cell.className = kind; line.append(cell);
   }
   return line;
 }
-const ms = s => s === undefined || s === null ? '' : s < 1 ? Math.round(s * 1000) + ' ms' : s.toFixed(1) + ' s';
+const ms = s => none(s) ? '' : s < 1 ? Math.round(s * 1000) + ' ms' : s.toFixed(1) + ' s';
 function draw(data) {
   const now = performance.now() / 1000, totals = data.totals || {}, bus = data.bus || {}, buffer = data.buffer || {};
   let events = 0, commands = 0;
@@ -77,10 +79,11 @@ function draw(data) {
     card('commands failed', count(totals.commands_failed)), card('in flight', count(data.in_flight)),
     card('waiting for the bus', count(buffer.events), buffer.events ? 'warn' : ''));
   const top = Math.max(1, ...history);
-  by('line').setAttribute('points', history.map((v, i) => (i / 119 * 600).toFixed(1) + ',' + (60 - v / top * 54).toFixed(1)).join(' '));
+  const point = (v, i) => (i / 119 * 600).toFixed(1) + ',' + (60 - v / top * 54).toFixed(1);
+  by('line').setAttribute('points', history.map(point).join(' '));
   by('nodes').replaceChildren(...(data.nodes || []).map(n => row([[n.name], [n.state, colours[n.state]],
-    [n.sessions === undefined || n.sessions === null ? '' : n.sessions + (n.max_sessions ? ' / ' + n.max_sessions : '')],
-    [n.idle_cpu === undefined || n.idle_cpu === null ? '' : Number(n.idle_cpu).toFixed(0) + ' %'], [ms(n.lag)],
+    [none(n.sessions) ? '' : n.sessions + (n.max_sessions ? ' / ' + n.max_sessions : '')],
+    [none(n.idle_cpu) ? '' : Number(n.idle_cpu).toFixed(0) + ' %'], [ms(n.lag)],
     [count(n.events)], [count(n.reconnects)], [n.owner], [n.reason, 'soft']])));
   by('empty').hidden = (data.nodes || []).length > 0;
 }
@@ -137,7 +140,8 @@ PAGE = f"""<!doctype html>
 </table>
 </div>
 <p id="empty" class="soft" hidden>No nodes are configured.</p>
-<p class="soft"><a href="nodes">/nodes</a> <a href="metrics">/metrics</a> <a href="ready">/ready</a> <a href="live">/live</a></p>
+<p class="soft"><a href="nodes">/nodes</a> <a href="metrics">/metrics</a> <a href="ready">/ready</a>
+<a href="live">/live</a></p>
 </main>
 </body>
 </html>

@@ -1,6 +1,6 @@
 """Secrets taken out of texts: passwords in URLs, values of telling keys, and secrets known by value.
 
-This room never decides what is logged, only what of it may be read.
+This room never decides what is logged, only what of it may be read. It imports nothing of the bridge.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ _LOOSE_AUTHORITY = re.compile(r"(?P<scheme>\b(?:fs|fs\+tls|fs\+unix)://)(?P<user
 _LIST = re.compile(r",(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pass|pwd|token|secret|auth)=)[^&\s\"']*", re.IGNORECASE)
 _ESL_AUTH = re.compile(r"(?P<verb>\b(?:userauth|auth)[ \t]+)(?P<rest>[^\s\"']+)(?=\s*(?:\\n|\n|$))")
-_TELLING = re.compile(r"pass(?:word|wd|phrase)?$|^pwd$|secret|token$|credential|authorization|nkey|seed$", re.IGNORECASE)
+_TELLING = re.compile(
+    r"pass(?:word|wd|phrase)?$|^pwd$|secret|token$|credential|authorization|nkey|seed$", re.IGNORECASE
+)
 
 
 def redact_url(text: str) -> str:

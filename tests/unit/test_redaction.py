@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+from bridge.redaction import Redactor, is_telling, redact_text, redact_url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("fs://:ClueCon@127.0.0.1:8021", "fs://:***@127.0.0.1:8021"),
+        ("fs://bob@home:pa/ss@[::1]:8021", "fs://bob@home:***@[::1]:8021"),
+        ("nats://token@h:4222", "nats://***@h:4222"),
+        ("nats://u:p,w@h1,h2", "nats://u:***@h1,h2"),
+        ("nats://u:p/w@h1,nats://v:q@h2", "nats://u:***@h1,nats://v:***@h2"),
+        ("redis://h/0?password=x&db=1", "redis://h/0?password=***&db=1"),
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(url, shown):
+    assert redact_url(url) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot reach fs://:geheim@h:8021, trying again",
+        "cannot reach fs://u:ge/geheim@h",
+        "Connect to nats://u:geheim@h1,nats://v:geheim@h2 failed",
+        "wrote 'auth geheim\\n\\n'",
+        "auth geheim\n\n",
+        "userauth bob@home:geheim\n\n",
+        "https://h/?token=geheim",
+        "known by value: geheim!",
+    ],
+)
+def test_free_text_is_shown_without_secrets(text):
+    assert "geheim" not in redact_text(text, ["geheim!"])
+
+
+@pytest.mark.parametrize("text", ["authentication refused by 10.0.0.1", "see http://h/path and mail@example.org", ""])
+def test_other_text_is_left_alone(text):
+    assert redact_text(text) == text
+
+
+@pytest.mark.parametrize("key", ["password", "bus_password", "api_token", "secret", "Authorization", "nkey", "seed"])
+def test_telling_keys_hide_their_values(key):
+    assert is_telling(key)
+    assert Redactor().value(key, "x") == "***"
+
+
+@pytest.mark.parametrize("key", ["password_file", "node", "tokens_left", "passed"])
+def test_other_keys_show_them(key):
+    assert Redactor().value(key, "x") == "x"
+
+
+def test_values_are_redacted_however_deep():
+    redactor = Redactor(["geheim"])
+    value = redactor.value("a", {"b": ["geheim", {"token": 5, "c": (b"geheim", None, True, 1.5)}], "geheim": 1})
+    assert value == {"b": ["***", {"token": "***", "c": ["***", None, True, 1.5]}], "***": 1}
+
+
+def test_an_object_is_shown_as_its_text():
+    assert Redactor(["geheim"]).value("error", ValueError("geheim")) == "***"
