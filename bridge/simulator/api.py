@@ -1,16 +1,22 @@
-"""The API commands: what `status`, `show`, `msleep` and their kin answer, text for text.
+"""The API commands that are not about one call: what `status`, `show`, `msleep` and their kin answer, text for text.
 
-It never knows who asked; commands about calls are in another room.
+It never knows who asked.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 import uuid as uuids
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from bridge.simulator.serialise import Value
+from bridge.simulator.api_calls import CallApi
+from bridge.simulator.events import SimulatedEvent
+from bridge.simulator.heart import up_time
+from bridge.simulator.serialise import Headers
+from bridge.simulator.show import Show
 
 if TYPE_CHECKING:
     from bridge.simulator.server import SimulatedSwitch
@@ -18,26 +24,48 @@ if TYPE_CHECKING:
 Output = str | Awaitable[str]
 Handler = Callable[[str], Output]
 
+_VARIABLE = re.compile(r"\$\$?\{([^{}()\s]*)(?:[( ]([^{}]*?)\)?)?\}")
+
 
 class Api:
-    """The table of API commands of one switch."""
+    """The table of API commands of one switch; ``commands`` may be added to."""
 
     def __init__(self, switch: SimulatedSwitch) -> None:
         self._switch = switch
         self.variables: dict[str, str] = {
             "hostname": switch.hostname,
-            "domain": switch.host,
             "switchname": switch.switchname,
+            "domain": switch.hostname,
+            "core_uuid": switch.core_uuid,
+            "local_ip_v4": "192.0.2.10",
+            "default_password": "1234",
         }
         self.commands: dict[str, Handler] = {
-            "create_uuid": lambda argument: str(uuids.uuid4()),
+            "bgapi": self._bgapi,
+            "create_uuid": lambda _: str(uuids.uuid4()),
+            "domain_exists": lambda argument: "true" if argument == self.variables["domain"] else "false",
             "echo": lambda argument: argument,
-            "hostname": lambda argument: switch.hostname,
-            "switchname": lambda argument: switch.switchname,
+            "eval": self._expand,
+            "expand": self._expand_command,
+            "fsctl": self._fsctl,
+            "global_getvar": self._global_getvar,
+            "global_setvar": self._global_setvar,
+            "hostname": lambda _: switch.hostname,
+            "load": lambda _: "+OK\n",
+            "md5": self._md5,
+            "module_exists": lambda argument: "true" if argument.startswith("mod_") else "false",
             "msleep": self._msleep,
-            "status": self._status,
+            "reloadxml": lambda _: "+OK [Success]\n",
+            "sofia": self._sofia,
+            "status": lambda _: self._status(),
+            "strftime": self._strftime,
+            "strepoch": lambda _: str(int(time.time())),
+            "switchname": lambda _: switch.switchname,
+            "uptime": self._uptime,
             "version": self._version,
         }
+        self.commands |= CallApi(switch).commands
+        self.commands["show"] = Show(switch).run
 
     def run(self, verb: str, argument: str) -> Output:
         """The output of a command; an unknown one is told as FreeSWITCH tells it."""
@@ -46,67 +74,172 @@ class Api:
             return f"-ERR {verb} Command not found!\n"
         return handler(argument)
 
-    async def _msleep(self, argument: str) -> str:
-        await self._switch.sleep(max(0, int(argument or "0")) / 1000)
-        return "+OK"
+    # --- running -----------------------------------------------------------------------------------
 
-    def _version(self, argument: str) -> str:
-        return "FreeSWITCH Version 1.11.2-release~64bit ( 64bit)\n"
+    def execute(self, line: str) -> Output:
+        """Run a command line and fire the API event: stamped when it begins, fired when it ends, as the real one."""
+        self._switch.count(line)
+        verb, space, argument = line.partition(" ")
+        headers: Headers = [("API-Command", verb)]
+        if space:
+            headers.append(("API-Command-Argument", argument))
+        event = self._switch.stamp.event("API", headers)
+        output = self.run(verb, argument)
+        if isinstance(output, str):
+            self._switch.deliver(event)
+            return output
+        return self._finish(output, event)
 
-    def up_time(self) -> str:
-        """The uptime in words."""
-        microseconds = int(self._switch.uptime * 1_000_000)
-        seconds, microseconds = divmod(microseconds, 1_000_000)
-        days, seconds = divmod(seconds, 86_400)
-        years, days = divmod(days, 365)
-        hours, seconds = divmod(seconds, 3600)
-        minutes, seconds = divmod(seconds, 60)
-        milliseconds, microseconds = divmod(microseconds, 1000)
-        counted = (
-            (years, "year"),
-            (days, "day"),
-            (hours, "hour"),
-            (minutes, "minute"),
-            (seconds, "second"),
-            (milliseconds, "millisecond"),
-            (microseconds, "microsecond"),
-        )
-        return ", ".join(f"{number} {unit}{'' if number == 1 else 's'}" for number, unit in counted)
+    async def _finish(self, output: Awaitable[str], event: SimulatedEvent) -> str:
+        text = await output
+        self._switch.deliver(event)
+        return text
 
-    def _status(self, argument: str) -> str:
-        switch = self._switch
+    def start_job(self, job: str, line: str, owner: str | None) -> None:
+        """Run a command line in the background; a BACKGROUND_JOB event tells its output."""
+        self._switch.spawn(self._job(job, line, owner))
+
+    async def _job(self, job: str, line: str, owner: str | None) -> None:
+        delay = self._switch.faults.api_delay()
+        if delay:
+            await self._switch.sleep(delay)
+        output = self.execute(line)
+        text = output if isinstance(output, str) else await output
+        verb, space, argument = line.partition(" ")
+        headers: Headers = [("Job-UUID", job)]
+        if owner:
+            headers.append(("Job-Owner-UUID", owner))
+        headers.append(("Job-Command", verb))
+        if space:
+            headers.append(("Job-Command-Arg", argument))
+        self._switch.fire("BACKGROUND_JOB", headers, text)
+
+    # --- one by one --------------------------------------------------------------------------------
+
+    def _status(self) -> str:
+        switch, calls = self._switch, self._switch.calls
         return (
-            f"UP {self.up_time()}\n"
-            "FreeSWITCH (Version 1.11.2-release  64bit) is ready\n"
-            "0 session(s) since startup\n"
-            "0 session(s) - peak 0, last 5min 0 \n"
-            f"0 session(s) per Sec out of max {switch.sessions_per_second}, peak 0, last 5min 0 \n"
+            f"UP {up_time(switch.uptime)}\n"
+            f"FreeSWITCH (Version {switch.version}  64bit) is ready\n"
+            f"{calls.total} session(s) since startup\n"
+            f"{len(calls)} session(s) - peak {calls.peak}, last 5min {calls.peak} \n"
+            f"{calls.per_second} session(s) per Sec out of max {switch.sessions_per_second}, "
+            f"peak {calls.peak_per_second}, last 5min {calls.peak_per_second} \n"
             f"{switch.max_sessions} session(s) max\n"
             f"min idle cpu 0.00/{switch.idle_cpu:.2f}\n"
             "Current Stack Size/Max 240K/8192K\n"
         )
 
-    def heartbeat(self) -> list[tuple[str, Value]]:
-        """The 14 fields of a HEARTBEAT."""
-        switch = self._switch
-        return [
-            ("Event-Info", "System Ready"),
-            ("Up-Time", self.up_time()),
-            ("FreeSWITCH-Version", "1.11.2-release~64bit"),
-            ("Uptime-msec", str(int(switch.uptime * 1000))),
-            ("Session-Count", "0"),
-            ("Max-Sessions", str(switch.max_sessions)),
-            ("Session-Per-Sec", str(switch.sessions_per_second)),
-            ("Session-Per-Sec-Last", "0"),
-            ("Session-Per-Sec-Max", "0"),
-            ("Session-Per-Sec-FiveMin", "0"),
-            ("Session-Since-Startup", "0"),
-            ("Session-Peak-Max", "0"),
-            ("Session-Peak-FiveMin", "0"),
-            ("Idle-CPU", f"{switch.idle_cpu:.6f}"),
-        ]
+    def _version(self, argument: str) -> str:
+        version = self._switch.version
+        if argument.strip() == "short":
+            return version.partition("-")[0] + "\n"
+        return f"FreeSWITCH Version {version}~64bit ( 64bit)\n"
 
+    def _uptime(self, argument: str) -> str:
+        factor = {"ms": 1000, "us": 1_000_000}.get(argument.strip(), 1)
+        return f"{int(self._switch.uptime * factor)}\n"
 
-def now() -> int:
-    """Microseconds since the epoch."""
-    return time.time_ns() // 1000
+    async def _msleep(self, argument: str) -> str:
+        digits = re.match(r"\s*(\d{1,9})", argument)
+        await self._switch.sleep(int(digits.group(1)) / 1000 if digits else 0)
+        return "+OK"
+
+    def _bgapi(self, argument: str) -> str:
+        job = str(uuids.uuid4())
+        if argument.startswith("uuid:"):
+            given, _, argument = argument[5:].partition(" ")
+            job = given or job
+        self.start_job(job, argument, None)
+        return f"+OK Job-UUID: {job}\n"
+
+    def _strftime(self, argument: str) -> str:
+        try:
+            return time.strftime(argument.strip() or "%Y-%m-%d %T")
+        except ValueError:
+            return argument
+
+    def _md5(self, argument: str) -> str:
+        return hashlib.md5(argument.encode("utf-8", "surrogateescape"), usedforsecurity=False).hexdigest()
+
+    def _global_getvar(self, argument: str) -> str:
+        name = argument.strip()
+        if name:
+            return self.variables.get(name, "")
+        return "".join(f"{key}={value}\n" for key, value in self.variables.items())
+
+    def _global_setvar(self, argument: str) -> str:
+        name, equals, value = argument.strip().partition("=")
+        if not equals:
+            self.variables.pop(name, None)
+        else:
+            self.variables[name] = value
+        return "+OK"
+
+    def _expand(self, argument: str) -> str:
+        """Replace ${variable} and ${command argument} inside a text."""
+
+        def replace(match: re.Match[str]) -> str:
+            name, inner = match.group(1), match.group(2)
+            if inner is None:
+                return self.variables.get(name, "")
+            output = self.run(name, inner)
+            return output if isinstance(output, str) else ""
+
+        return _VARIABLE.sub(replace, argument)
+
+    def _expand_command(self, argument: str) -> Output:
+        line = self._expand(argument)
+        verb, _, rest = line.partition(" ")
+        if not verb or verb.lower() not in self.commands:
+            return "INVALID COMMAND!\n-ERR Cannot execute command\n"
+        return self.run(verb, rest)
+
+    def _fsctl(self, argument: str) -> str:
+        words = argument.split()
+        match words[:2]:
+            case ["heartbeat", seconds] if seconds.isdigit():
+                self._switch.heart.interval = float(seconds)
+                return "+OK\n"
+            case ["max_sessions"]:
+                return f"+OK max sessions: {self._switch.max_sessions}\n"
+            case ["max_sessions", number] if number.isdigit():
+                self._switch.max_sessions = int(number)
+                return f"+OK max sessions: {number}\n"
+            case ["sps"]:
+                return f"+OK sessions per second: {self._switch.sessions_per_second}\n"
+            case ["sps", number] if number.isdigit():
+                self._switch.sessions_per_second = int(number)
+                return f"+OK sessions per second: {number}\n"
+            case ["hupall", *_]:
+                self._switch.calls.hang_up_all(words[1] if len(words) > 1 else "MANAGER_REQUEST")
+                return "+OK\n"
+            case ["shutdown", *rest]:
+                self._switch.restart_later(0.0 if "restart" in rest else 3600.0)
+                return "+OK\n"
+            case ["send_sighup" | "flush_db_handles" | "pause" | "resume" | "sync_clock" | "reclaim_mem", *_]:
+                return "+OK\n"
+        return "-USAGE: [heartbeat [<seconds>]|hupall|max_sessions [num]|sps [num]|shutdown [restart]|sync_clock]\n"
+
+    def _sofia(self, argument: str) -> str:
+        line = "=" * 81
+        calls = len(self._switch.calls)
+        domain = self._switch.hostname
+        match argument.split():
+            case ["status"]:
+                return (
+                    "                     Name\t   Type\t                                      Data\tState\n"
+                    f"{line}\n"
+                    f"                 internal\tprofile\t          sip:mod_sofia@192.0.2.10:5060\tRUNNING ({calls})\n"
+                    f"{domain:>25}\t  alias\t                               internal\tALIASED\n"
+                    f"{line}\n1 profile 1 alias\n"
+                )
+            case ["xmlstatus"]:
+                return (
+                    '<?xml version="1.0" encoding="ISO-8859-1"?>\n<profiles>\n<profile>\n<name>internal</name>\n'
+                    "<type>profile</type>\n<data>sip:mod_sofia@192.0.2.10:5060</data>\n"
+                    f"<state>RUNNING ({calls})</state>\n</profile>\n</profiles>\n"
+                )
+            case ["profile", _, "rescan" | "restart" | "start" | "stop", *_]:
+                return "+OK scan complete\n"
+        return "-USAGE: sofia <status|xmlstatus|profile>\n"

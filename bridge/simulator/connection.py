@@ -264,6 +264,9 @@ class Connection(asyncio.Protocol):
             self._drained.set_result(None)
             self._drained = None
 
+    def _halted(self) -> bool:
+        return self.closing or self._stalled > 0
+
     def _schedule(self) -> None:
         if not self._flushing and not self.closing:
             self._flushing = True
@@ -272,7 +275,7 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         """Write what is queued: one log line, then all events, as the listener's loop does."""
         self._flushing = False
-        if self._busy or self._stalled or self._reader.partial or self.closing:
+        if self._busy or self._reader.partial or self._halted():
             return
         format = self.subscription.format
         faults = self.switch.faults
@@ -289,12 +292,10 @@ class Connection(asyncio.Protocol):
                 size += len(frame)
                 if faults.active:
                     faults.event_written(self, event, out)
-                    if self._stalled or self.closing:
-                        break
+                    if self._halted():
+                        return
             if size >= _FLUSH_BYTES:
                 self._write_out()
                 size = 0
-            if self._stalled or self.closing:
-                return
         if out:
             self._write_out()

@@ -174,7 +174,7 @@ class Dispatcher:
         if connection.user is not None and not connection.user.may_run(line):
             return _DENIED
         delay = self._switch.faults.api_delay()
-        output = self._switch.run_api(line)
+        output = self._switch.api.execute(line)
         if isinstance(output, str) and not delay:
             return render_api_response(output or "-ERR no reply\n")
         return self._slow_api(output, delay)
@@ -190,7 +190,7 @@ class Dispatcher:
         if connection.user is not None and not connection.user.may_run(line):
             return _DENIED
         job = command.header("Job-UUID") or str(uuids.uuid4())
-        self._switch.start_job(job, line, connection.subscription.call)
+        self._switch.api.start_job(job, line, connection.subscription.call)
         return render_raw_reply(f"Reply-Text: +OK Job-UUID: {job}\nJob-UUID: {job}\n\n")
 
     # --- sendmsg and sendevent ---------------------------------------------------------------------
@@ -198,9 +198,10 @@ class Dispatcher:
     def _sendmsg(self, connection: Connection, command: ClientCommand) -> bytes:
         _, _, uuid = command.line.partition(" ")
         uuid = uuid.strip() or connection.subscription.call or ""
-        if not self._switch.has_call(uuid):
+        channel = self._switch.calls.get(uuid)
+        if channel is None:
             return render_reply(f"-ERR invalid session id [{uuid}]")
-        self._switch.send_message(uuid, command)
+        self._switch.calls.applications.message(channel, command)
         return render_reply("+OK")
 
     def _sendevent(self, connection: Connection, command: ClientCommand) -> bytes:

@@ -23,7 +23,7 @@ EVENT_NAMES = tuple(
     CLIENT_DISCONNECTED SERVER_DISCONNECTED SEND_INFO RECV_INFO RECV_RTCP_MESSAGE SEND_RTCP_MESSAGE CALL_SECURE NAT
     RECORD_START RECORD_STOP PLAYBACK_START PLAYBACK_STOP CALL_UPDATE FAILURE SOCKET_DATA MEDIA_BUG_START
     MEDIA_BUG_STOP CONFERENCE_DATA_QUERY CONFERENCE_DATA CALL_SETUP_REQ CALL_SETUP_RESULT CALL_DETAIL DEVICE_STATE
-    TEXT SHUTDOWN_REQUESTED ALL""".split()
+    TEXT SHUTDOWN_REQUESTED ALL""".split()  # noqa: SIM905
 )
 
 _BY_NAME = {name: name for name in EVENT_NAMES}
@@ -52,24 +52,26 @@ ORIGINS = {
     "CHANNEL_CALLSTATE": Origin("switch_channel.c", "switch_channel_perform_set_callstate", "302"),
     "CHANNEL_CREATE": Origin("switch_core_state_machine.c", "switch_core_session_run", "626"),
     "CHANNEL_OUTGOING": Origin("switch_core_session.c", "switch_core_session_outgoing_channel", "768"),
-    "CHANNEL_ORIGINATE": Origin("switch_ivr_originate.c", "switch_ivr_originate", "3104"),
+    "CHANNEL_ORIGINATE": Origin("switch_core_state_machine.c", "switch_core_session_run", "632"),
     "CHANNEL_EXECUTE": Origin("switch_core_session.c", "switch_core_session_exec", "2949"),
     "CHANNEL_EXECUTE_COMPLETE": Origin("switch_core_session.c", "switch_core_session_exec", "2972"),
-    "CHANNEL_PROGRESS": Origin("switch_channel.c", "switch_channel_perform_mark_ring_ready_value", "3484"),
+    "CHANNEL_PROGRESS": Origin("switch_channel.c", "switch_channel_perform_mark_ring_ready_value", "3507"),
     "CHANNEL_PROGRESS_MEDIA": Origin("switch_channel.c", "switch_channel_perform_mark_pre_answered", "3562"),
     "CHANNEL_ANSWER": Origin("switch_channel.c", "switch_channel_perform_mark_answered", "3848"),
-    "CHANNEL_BRIDGE": Origin("switch_ivr_bridge.c", "switch_ivr_multi_threaded_bridge", "1709"),
+    "CHANNEL_BRIDGE": Origin("switch_ivr_bridge.c", "switch_ivr_multi_threaded_bridge", "1689"),
     "CHANNEL_UNBRIDGE": Origin("switch_ivr_bridge.c", "switch_ivr_multi_threaded_bridge", "1879"),
     "CHANNEL_HANGUP": Origin("switch_channel.c", "switch_channel_perform_hangup", "3447"),
-    "CHANNEL_HANGUP_COMPLETE": Origin("switch_core_state_machine.c", "switch_core_session_reporting_state", "945"),
-    "CHANNEL_DESTROY": Origin("switch_core_session.c", "switch_core_session_perform_destroy", "1626"),
-    "CHANNEL_PARK": Origin("switch_ivr.c", "switch_ivr_park", "968"),
-    "CHANNEL_UNPARK": Origin("switch_ivr.c", "switch_ivr_park", "1117"),
+    "CHANNEL_HANGUP_COMPLETE": Origin("switch_core_state_machine.c", "switch_core_session_reporting_state", "943"),
+    "CHANNEL_DESTROY": Origin("switch_core_session.c", "switch_core_session_perform_destroy", "1588"),
+    "CHANNEL_PARK": Origin("switch_ivr.c", "switch_ivr_park", "1002"),
+    "CHANNEL_UNPARK": Origin("switch_ivr.c", "switch_ivr_park", "1213"),
     "CHANNEL_HOLD": Origin("switch_channel.c", "switch_channel_hard_hold", "2036"),
     "CHANNEL_UNHOLD": Origin("switch_channel.c", "switch_channel_hard_unhold", "2061"),
     "DTMF": Origin("switch_channel.c", "switch_channel_dequeue_dtmf", "678"),
     "CALL_UPDATE": Origin("switch_channel.c", "switch_channel_flip_cid", "3279"),
     "CODEC": Origin("switch_core_codec.c", "switch_core_session_set_read_codec", "300"),
+    "PLAYBACK_START": Origin("switch_ivr_play_say.c", "switch_ivr_play_file", "1649"),
+    "PLAYBACK_STOP": Origin("switch_ivr_play_say.c", "switch_ivr_play_file", "2023"),
     "CUSTOM": Origin("mod_sofia.c", "sofia_reg_handle_register_token", "2007"),
 }
 _NOWHERE = Origin("switch_event.c", "switch_event_fire", "1973")

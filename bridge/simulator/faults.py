@@ -32,13 +32,9 @@ class FaultKind:
 FAULTS: dict[str, FaultKind] = {
     kind.name: kind
     for kind in (
-        FaultKind(
-            "truncate", "bytes", 0, "event", "an event frame loses its last bytes (0: half of it); the stream goes on"
-        ),
+        FaultKind("truncate", "bytes", 0, "event", "a frame loses its last bytes (0: half of it); the stream goes on"),
         FaultKind("stall", "time", 5, "event", "the connection writes nothing for so long, then goes on"),
-        FaultKind(
-            "close", "", 0, "event", "half an event frame is written, then the connection closes without a notice"
-        ),
+        FaultKind("close", "", 0, "event", "half an event frame is written, then closed without a notice"),
         FaultKind("reset", "", 0, "event", "the connection is cut at once, without notice"),
         FaultKind("lost_events", "", 0, "event", "'killed listener because of lost events', then closed"),
         FaultKind("torn_notice", "", 0, "event", "the same, with the notice in the middle of an event frame"),
@@ -48,16 +44,12 @@ FAULTS: dict[str, FaultKind] = {
         FaultKind("stray_reply", "", 0, "event", "a command/reply that nobody asked for"),
         FaultKind("shutdown", "", 0, "event", "'The system is being shut down.' and all connections closed"),
         FaultKind(
-            "restart", "time", 0, "event", "FreeSWITCH restarts: away for so long, then a new Core-UUID and no calls"
+            "restart", "time", 0, "event", "FreeSWITCH restarts: away so long, then a new Core-UUID and no calls"
         ),
-        FaultKind(
-            "late", "time", 5, "command", "a command runs and its reply comes so much later; the next ones wait behind"
-        ),
+        FaultKind("late", "time", 5, "command", "a command runs, its reply comes so much later; the next ones wait"),
         FaultKind("slow_api", "time", 5, "command", "an api takes so long; its connection does nothing else meanwhile"),
         FaultKind("drop", "", 0, "command", "a command runs, and the connection closes instead of replying"),
-        FaultKind(
-            "deaf", "", 0, "command", "a command is read, does not run, and the connection closes instead of replying"
-        ),
+        FaultKind("deaf", "", 0, "command", "a command is read and not run, and the connection closes"),
         FaultKind("refuse", "", 0, "connect", "the ACL turns the connection away"),
         FaultKind("wrong_auth", "", 0, "connect", "the right password is answered '-ERR invalid'"),
         FaultKind("silent", "", 0, "connect", "the connection is accepted and never greeted"),
@@ -119,8 +111,9 @@ def _count(text: str, what: str) -> int:
 
 
 def parse_fault(text: str) -> Fault:
-    """A fault from ``NAME[:ARGUMENT][@AFTER][/EVERY]``: ``stall:5s@1000`` once at the 1000th event, ``latin1/10`` each tenth.
+    """A fault from ``NAME[:ARGUMENT][@AFTER][/EVERY]``.
 
+    ``stall:5s@1000`` fires once at the 1000th event, ``latin1/10`` at every tenth, ``drop`` at the next command.
     Raises FaultSyntaxError.
     """
     rest, slash, every = text.strip().partition("/")

@@ -38,7 +38,7 @@ class ClientCommand:
 
 
 class CommandReader:
-    """Cuts a stream of bytes into commands. ``broken`` is True once a Content-Length can only be answered by closing."""
+    """Cuts a stream of bytes into commands; ``broken`` once a Content-Length can only be answered by closing."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

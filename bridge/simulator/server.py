@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import ssl
 import time
 import uuid as uuids
 from collections import Counter, deque
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from bridge.simulator.api import Api
+from bridge.simulator.calls import Calls
 from bridge.simulator.connection import GOODBYE, SHUTTING_DOWN, Connection
 from bridge.simulator.dispatch import Answer, Dispatcher
 from bridge.simulator.events import Origin, SimulatedEvent, Stamp, pairs
 from bridge.simulator.faults import Faults
 from bridge.simulator.framing import ClientCommand
+from bridge.simulator.heart import Heart
+from bridge.simulator.logs import render_log
+from bridge.simulator.replay import Replay
 from bridge.simulator.serialise import Value
+from bridge.simulator.traffic import Traffic
 from bridge.simulator.users import User
 
 VERSION = "1.11.2-release"
@@ -54,7 +59,13 @@ class SimulatedSwitch:
         max_queue: int = 100_000,
         auth_timeout: float = 25.0,
         deny: bool = False,
+        answer_delay: float = 0.02,
         seed: int | None = None,
+        version: str = VERSION,
+        replay: Path | str | bytes | None = None,
+        replay_speed: float = 1.0,
+        replay_rate: float | None = None,
+        replay_loop: bool = False,
         tls: ssl.SSLContext | None = None,
         path: str | None = None,
     ) -> None:
@@ -62,7 +73,6 @@ class SimulatedSwitch:
         self.port = port
         self.password = password
         self.call_duration = call_duration
-        self.heartbeat_interval = heartbeat_interval
         self.hostname = hostname
         self.switchname = switchname or hostname
         self.max_sessions = max_sessions
@@ -71,6 +81,8 @@ class SimulatedSwitch:
         self.max_queue = max_queue
         self.auth_timeout = auth_timeout
         self.deny = deny
+        self.answer_delay = answer_delay
+        self.version = version
         self.random = random.Random(seed)
         self.executed: Counter[str] = Counter()
         self.received: deque[str] = deque(maxlen=10_000)
@@ -78,17 +90,25 @@ class SimulatedSwitch:
         self.connections_made = 0
         self.commands_received = 0
         self.events_fired = 0
-        self.stamp = self._new_stamp(core_uuid)
+        self._replay: Replay | None = None
+        if replay is not None:
+            self._replay = Replay(replay, speed=replay_speed, rate=replay_rate, loop=replay_loop)
+        self.stamp = self._new_stamp(core_uuid or (self._replay.core_uuid if self._replay else None))
+        if self._replay is not None:
+            self.stamp.sequence = self._replay.last_sequence  # what we add is behind the recording
         self.faults = Faults(self.restart_later, self.shut_down)
+        self.calls = Calls(self)
         self.api = Api(self)
+        self.heart = Heart(self, heartbeat_interval)
+        self.traffic = Traffic(self, calls_per_second, call_duration)
         self._dispatcher = Dispatcher(self, password, users or {})
         self._tls = tls
         self._path = path
         self._listeners: list[Connection] = []
         self._subclasses: set[str] = set()
         self._server: asyncio.Server | None = None
+        self._gone: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._heart: asyncio.TimerHandle | None = None
         self._started = time.monotonic()
 
     def _new_stamp(self, core_uuid: str | None) -> Stamp:
@@ -120,7 +140,8 @@ class SimulatedSwitch:
         """Listen. Raises OSError where the port is taken."""
         self._started = time.monotonic()
         await self._listen()
-        self._beat_later()
+        self.heart.start()
+        self.traffic.start()
 
     async def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -140,17 +161,17 @@ class SimulatedSwitch:
     async def stop(self) -> None:
         """End everything at once; may be called twice."""
         self._unlisten()
-        if self._heart is not None:
-            self._heart.cancel()
-            self._heart = None
+        self.heart.stop()
+        self.traffic.stop()
         for connection in list(self.connections):
             connection.abort()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while self.connections:
-            await asyncio.sleep(0)
+        if self.connections:
+            self._gone = asyncio.get_running_loop().create_future()
+            await self._gone
 
     async def __aenter__(self) -> SimulatedSwitch:
         await self.start()
@@ -196,7 +217,7 @@ class SimulatedSwitch:
         self.spawn(self.restart(downtime=downtime))
 
     async def restart(self, *, downtime: float = 0.0, core_uuid: str | None = None, notice: bool = True) -> None:
-        """FreeSWITCH ends (with its shutdown notice, or killed) and starts anew: a new Core-UUID, no calls, sequence 1."""
+        """FreeSWITCH ends (with its shutdown notice, or killed) and starts anew: a new Core-UUID, no calls."""
         self._unlisten()
         for connection in list(self.connections):
             if notice:
@@ -204,9 +225,11 @@ class SimulatedSwitch:
             else:
                 connection.abort()
         self._subclasses.clear()
+        self.calls.clear()
         if downtime:
             await asyncio.sleep(downtime)
         self.stamp = self._new_stamp(core_uuid)
+        self.api.variables["core_uuid"] = self.stamp.core_uuid
         self._started = time.monotonic()
         await self._listen()
 
@@ -226,12 +249,16 @@ class SimulatedSwitch:
         self.connections.discard(connection)
         if connection in self._listeners:
             self._listeners.remove(connection)
+        if self._gone is not None and not self.connections and not self._gone.done():
+            self._gone.set_result(None)
 
     def subscription_changed(self, connection: Connection, was_listening: bool) -> None:
         """A connection's event list is another one."""
         listening = connection.subscription.listening
         if listening and connection not in self._listeners:
             self._listeners.append(connection)
+            if self._replay is not None:
+                self._replay.listener(self, connection)
         elif not listening and connection in self._listeners:
             self._listeners.remove(connection)
 
@@ -269,44 +296,6 @@ class SimulatedSwitch:
         """Something was really run."""
         self.executed[what] += 1
 
-    # --- api -----------------------------------------------------------------------------------------
-
-    def run_api(self, line: str) -> str | Awaitable[str]:
-        """Run an API command line; its output, at once or later. Fires the API event as the real one does."""
-        self.count(line)
-        verb, space, argument = line.partition(" ")
-        headers: list[tuple[str, Value]] = [("API-Command", verb)]
-        if space:
-            headers.append(("API-Command-Argument", argument))
-        event = self.stamp.event("API", headers)
-        output = self.api.run(verb, argument)
-        if isinstance(output, str):
-            self.deliver(event)
-            return output
-        return self._after(output, event)
-
-    async def _after(self, output: Awaitable[str], event: SimulatedEvent) -> str:
-        text = await output
-        self.deliver(event)
-        return text
-
-    def start_job(self, job: str, line: str, owner: str | None) -> None:
-        """Run an API command line in the background; BACKGROUND_JOB tells its output."""
-        self.spawn(self._run_job(job, line, owner))
-
-    async def _run_job(self, job: str, line: str, owner: str | None) -> None:
-        output = self.run_api(line)
-        if not isinstance(output, str):
-            output = await output
-        verb, space, argument = line.partition(" ")
-        headers: list[tuple[str, Value]] = [("Job-UUID", job)]
-        if owner:
-            headers.append(("Job-Owner-UUID", owner))
-        headers.append(("Job-Command", verb))
-        if space:
-            headers.append(("Job-Command-Arg", argument))
-        self.deliver(self.stamp.event("BACKGROUND_JOB", headers, output))
-
     # --- events --------------------------------------------------------------------------------------
 
     def fire(
@@ -331,36 +320,14 @@ class SimulatedSwitch:
             if connection.subscription.wants(event):
                 connection.offer(event)
 
+    def log(self, level: int, text: str, file: str, function: str, line: int, uuid: str = "") -> None:
+        """Log a line; only connections that asked for its level get it."""
+        frame = b""
+        for connection in self.connections:
+            if connection.log_level is not None and level <= connection.log_level:
+                frame = frame or render_log(level, text, file, function, line, uuid, idle=self.idle_cpu)
+                connection.offer_log(frame)
+
     def has_call(self, uuid: str) -> bool:
-        """Whether this call lives."""
-        return False
-
-    def send_message(self, uuid: str, command: ClientCommand) -> None:
-        """A sendmsg for a live call."""
-
-    # --- heartbeat -----------------------------------------------------------------------------------
-
-    def _beat_later(self) -> None:
-        self._heart = asyncio.get_running_loop().call_later(self.heartbeat_interval, self._beat)
-
-    def _beat(self) -> None:
-        self._beat_later()
-        if not self.faults.skips_heartbeat():
-            self.beat()
-
-    def beat(self) -> SimulatedEvent:
-        """Fire a HEARTBEAT now, and the RE_SCHEDULE that follows it."""
-        event = self.fire("HEARTBEAT", self.api.heartbeat())
-        next_time = str(int(time.time() + self.heartbeat_interval))
-        self.fire(
-            "RE_SCHEDULE",
-            [("Task-ID", "1"), ("Task-Desc", "heartbeat"), ("Task-Group", "core"), ("Task-Runtime", next_time)],
-        )
-        return event
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
-        sock.bind((host, 0))
-        return int(sock.getsockname()[1])
+        """Whether this channel lives."""
+        return uuid in self.calls.channels

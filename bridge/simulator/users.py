@@ -22,7 +22,7 @@ class User:
     allowed_log: bool = True
 
     def reply(self) -> str:
-        """The reply block after ``Content-Type: command/reply``; FreeSWITCH cuts it at 510 bytes, blank line and all."""
+        """The reply block after ``Content-Type: command/reply``; it is cut at 510 bytes, blank line and all."""
         events = "all" if self.allowed_events is None else ",".join(self.allowed_events)
         api = "all" if self.allowed_api is None else ",".join(self.allowed_api)
         log = "true" if self.allowed_log else "false"
