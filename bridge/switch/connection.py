@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Protocol, cast
 
-from bridge.errors import ConnectTimeout, EslError
+from bridge.errors import ConnectionLost, ConnectTimeout, EslError
 from bridge.esl import commands
 from bridge.esl import protocol as esl
 from bridge.esl.pending import PendingReply
@@ -47,6 +48,8 @@ class Connection(asyncio.BufferedProtocol):
         self._protocol = protocol
         self._buffer = memoryview(bytearray(buffer_size))
         self._loop = asyncio.get_running_loop()
+        self.read_at = self._loop.time()
+        """When anything was last read (loop time, s)."""
         self._transport: asyncio.Transport | None = None
         self._authenticated: asyncio.Future[None] = self._loop.create_future()
         self._greeted = False
@@ -150,6 +153,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what was read and hand it over."""
+        self.read_at = self._loop.time()
         if self._closed is None:
             self._handle(self._protocol.receive_data(self._buffer[:nbytes]))
 
@@ -164,7 +168,7 @@ class Connection(asyncio.BufferedProtocol):
         if not self._gone.done():
             self._gone.set_result(None)
         if self._closed is None:
-            self._finish(self._protocol.receive_eof())
+            self._finish(self._protocol.receive_eof(), exc)
 
     def pause_writing(self) -> None:
         """The peer does not read; the owner should choose another connection."""
@@ -234,10 +238,12 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as error:
             self._report("the owner of a connection failed", error)
 
-    def _finish(self, ending: list[esl.Occurrence]) -> None:
+    def _finish(self, ending: list[esl.Occurrence], broken: Exception | None = None) -> None:
         closed = ending[-1] if ending else None
         if type(closed) is not esl.Closed:
             return
+        if broken is not None and closed.reason is esl.CloseReason.EOF:
+            closed = replace(closed, error=ConnectionLost(f"{self.url.redacted}: {broken}"))
         self._closed = closed
         self._on_flushed.clear()
         was_ready, self._ready = self._ready, False
