@@ -24,8 +24,9 @@ FLOORS = {
     "ops": 3,
     "client": 3,
     "config": 3,
-    "worker": 4,
-    "cli": 5,
+    "nodes": 4,
+    "worker": 5,
+    "cli": 6,
 }
 # What may be imported although it is not simply "a lower floor": (importer, imported).
 EXCEPTIONS = {("cli", "client"), ("cli", "config"), ("worker", "config")}

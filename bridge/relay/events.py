@@ -61,6 +61,7 @@ class NodeRelay:
     """The handler of one node's event link: publishes its events and tells its changes.
 
     A new epoch begins with every link; ``token`` is the fencing token of the ownership (0 without a fleet).
+    ``state``, ``reason`` and ``received`` (events since the start) are for the operator's view.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class NodeRelay:
         self.token = token
         self.epoch = ""
         self.state = NodeState.CONNECTING
+        self.reason = ""
+        self.received = 0
         self.buffer = EventBuffer(node, limits)
         self.on_change: Callable[[NodeChange], None] = lambda change: None
         self._bus = bus
@@ -120,6 +123,7 @@ class NodeRelay:
             size += length + ENTRY_OVERHEAD
             messages.append(message)
         meter = self._meter
+        self.received += len(events)
         meter.events_received(self.node, len(events))
         if messages:
             dropped = self.buffer.append(Chunk(route.epoch, messages, size, now))
@@ -136,6 +140,7 @@ class NodeRelay:
     def node_changed(self, change: NodeChange) -> None:
         """Tell subscribers and the log that the node's state changed."""
         self.state = change.state
+        self.reason = change.reason
         self._meter.node_up(self.node, change.state in SERVING)
         log.info("node", node=self.node, state=str(change.state), previous=str(change.previous), reason=change.reason)
         notice = NodeNotice(
