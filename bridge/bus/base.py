@@ -42,16 +42,17 @@ class StreamSpec(msgspec.Struct, frozen=True):
     ``name`` is JetStream's stream name (``FS_EVENTS``), ``key`` the Redis stream key (``fs.events``), ``topics`` the
     patterns that JetStream captures (``fs.events.>``). ``max_messages``, ``max_bytes`` and ``max_age`` (s) bound it
     (0: unbounded; Redis knows ``max_messages`` only, as ``MAXLEN ~``); within ``duplicate_window`` (s) JetStream drops
-    a repeated ``Message.id``.
+    a repeated ``Message.id``. ``replicas`` is JetStream's.
     """
 
     name: str
     key: str
     topics: tuple[str, ...] = ()
     max_messages: int = 10_000_000
-    max_bytes: int = 8 << 30
-    max_age: float = 7 * 86400.0
+    max_bytes: int = 4 << 30
+    max_age: float = 86400.0
     duplicate_window: float = 600.0
+    replicas: int = 1
 
 
 class ServiceCard(msgspec.Struct, frozen=True):

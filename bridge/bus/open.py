@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from bridge.bus.base import Bus, ServiceCard
 from bridge.errors import ConfigError
@@ -25,12 +25,15 @@ def open_bus(
     tls_cert_file: str = "",
     tls_key_file: str = "",
     service: ServiceCard | None = None,
-    **redis_options: Any,
+    queue_type: Literal["stream", "list"] = "stream",
+    worker: str = "",
+    claim_after: float = 30.0,
+    dead_letters: str = "esl.dead",
 ) -> Bus:
     """A bus for this URL, not connected yet. Raises ``ConfigError``; its text holds no secret.
 
-    ``name`` is how the broker lists this client. ``token``, ``credentials_file``, ``nkey_file`` and ``service`` are
-    NATS' own and ignored by the others; ``redis_options`` go to ``RedisBus`` as they are.
+    ``name`` is how the broker lists this client. ``token``, ``credentials_file``, ``nkey_file`` and ``service`` mean
+    something to NATS only; ``queue_type``, ``worker`` and ``claim_after`` (s) to Redis only (see ``RedisBus``).
     """
     scheme, found, _ = url.partition("://")
     if not found or scheme not in SCHEMES:
@@ -38,20 +41,32 @@ def open_bus(
     if scheme in NATS_SCHEMES:
         from bridge.bus.nats import NatsBus, NatsFiles
 
-        files = NatsFiles(credentials_file, nkey_file, tls_ca_file, tls_cert_file, tls_key_file)
-        return NatsBus(url, name=name, user=user, password=password, token=token, files=files, service=service)
+        return NatsBus(
+            url,
+            name=name,
+            user=user,
+            password=password,
+            token=token,
+            files=NatsFiles(credentials_file, nkey_file, tls_ca_file, tls_cert_file, tls_key_file),
+            service=service,
+            dead_letters=dead_letters,
+        )
     if scheme == "memory":
         from bridge.bus.memory import MemoryBus
 
         return MemoryBus(url)
     from bridge.bus.redis import RedisBus
 
-    given = {
-        "name": name,
-        "user": user,
-        "password": password,
-        "tls_ca_file": tls_ca_file,
-        "tls_cert_file": tls_cert_file,
-        "tls_key_file": tls_key_file,
-    }
-    return RedisBus(url, **{key: value for key, value in given.items() if value}, **redis_options)
+    return RedisBus(
+        url,
+        name=name,
+        queue_type=queue_type,
+        worker=worker,
+        user=user,
+        password=password,
+        tls_ca_file=tls_ca_file,
+        tls_cert_file=tls_cert_file,
+        tls_key_file=tls_key_file,
+        claim_after=claim_after,
+        dead=dead_letters,
+    )

@@ -8,16 +8,15 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from nats.aio.msg import Msg
-
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, ServiceCard, Subscription
 from bridge.bus.nats.address import NatsAddress, NatsFiles
-from bridge.bus.nats.consumer import QUEUE_GROUP, NatsConsumer
+from bridge.bus.nats.consumer import DEAD_LETTERS, QUEUE_GROUP, NatsConsumer
 from bridge.bus.nats.inbox import Inbox, is_no_responders
 from bridge.bus.nats.jetstream import JetStream, check_not_captured
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
-from bridge.bus.nats.render import check_subject, message_size, render_headers
+from bridge.bus.nats.reading import Incoming
+from bridge.bus.nats.render import check_subject, message_size, render_one
 from bridge.bus.nats.service import Endpoint, NatsService
 from bridge.bus.patterns import widened
 from bridge.errors import BusUnavailable, MessageTooLarge
@@ -59,6 +58,7 @@ class NatsBus(JetStream):
         token: str = "",
         files: NatsFiles | None = None,
         service: ServiceCard | None = None,
+        dead_letters: str = DEAD_LETTERS,
         inbox_prefix: str = "_INBOX",
         window: int = WINDOW,
         rng: random.Random | None = None,
@@ -68,6 +68,7 @@ class NatsBus(JetStream):
         self.on_state: Callable[[BusState], None] = lambda _state: None
         self.on_broken: Callable[[], None] = lambda: None
         self.confirmed = 0
+        self.dead_letters = dead_letters
         self._published = 0
         self._window = window
         self._keeper = keeper = LinkKeeper(address, files or NatsFiles(), name, rng)
@@ -77,11 +78,10 @@ class NatsBus(JetStream):
         keeper.on_confirmed = self._confirm
         self._inbox = Inbox(keeper, inbox_prefix)
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
-        self._replies: deque[_Reply] = deque()
-        self._reply_bytes = 0
+        self._held: deque[_Reply] = deque()
+        self._held_bytes = 0
         self._leaving = False
         self._max_payload = DEFAULT_MAX_PAYLOAD
-        self._loop: asyncio.AbstractEventLoop | None = None
         JetStream.__init__(self, keeper, inbox_prefix)
 
     # --- the connection ----------------------------------------------------------------------------
@@ -116,10 +116,6 @@ class NatsBus(JetStream):
                 await self.flush(CLOSE_TIMEOUT)
         await self._keeper.stop()
 
-    def _up(self, link: NatsLink) -> None:
-        self._max_payload = link.wire.limit
-        self._leave()
-
     def _confirm(self, number: int) -> None:
         self.confirmed = max(self.confirmed, number)
 
@@ -135,8 +131,6 @@ class NatsBus(JetStream):
         while link.unconfirmed >= self._window:
             await link.room()
             link = self._keeper.current()
-        if self._replies:
-            self._gather(link)
         number = self._published + 1
         try:
             link.write_batch(batch, number)
@@ -149,7 +143,6 @@ class NatsBus(JetStream):
     async def flush(self, timeout: float) -> None:
         """See ``Bus``."""
         link = self._keeper.current()
-        self._leave()
         try:
             async with asyncio.timeout(timeout):
                 await link.confirm()
@@ -158,37 +151,39 @@ class NatsBus(JetStream):
 
     def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         """See ``Bus``."""
-        check_subject(address)
-        size = len(payload)
-        if headers or size > self._max_payload - 256:
-            size += len(render_headers(content_type, "", headers.items() if headers else ()).encode("utf-8", "replace"))
-        if size > self._max_payload:
-            raise MessageTooLarge(size, self._max_payload)
-        self._replies.append((address, payload, content_type, headers))
-        self._reply_bytes += len(payload)
-        if self._keeper.link is None:
-            while self._reply_bytes > HELD_BYTES:
-                self._reply_bytes -= len(self._replies.popleft()[1])
-        elif not self._leaving:
+        link = self._keeper.link
+        if link is None:
+            self._hold(address, payload, content_type, headers)
+            return
+        link.wire.add(address, "", payload, content_type, headers)
+        if not self._leaving:
             self._leaving = True
             asyncio.get_running_loop().call_soon(self._leave)
 
     def _leave(self) -> None:
-        """Write the replies of this loop turn at once; without a link they wait."""
+        """Write the replies of this loop turn at once."""
         self._leaving = False
         link = self._keeper.link
-        if link is not None and self._replies:
-            self._gather(link)
+        if link is not None:
             link.write()
 
-    def _gather(self, link: NatsLink) -> None:
-        add = link.wire.add
-        for address, payload, content_type, headers in self._replies:
-            # Another server of the URL may have a lower limit than the one that a reply was checked against.
+    def _hold(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None) -> None:
+        """Keep a reply until the bus is back."""
+        render_one(address, "", payload, content_type, headers, self._max_payload)
+        self._held.append((address, payload, content_type, headers))
+        self._held_bytes += len(payload)
+        while self._held_bytes > HELD_BYTES:
+            self._held_bytes -= len(self._held.popleft()[1])
+
+    def _up(self, link: NatsLink) -> None:
+        self._max_payload = link.wire.limit
+        for address, payload, content_type, headers in self._held:
+            # This server may have a lower limit than the one that the reply was checked against.
             with contextlib.suppress(MessageTooLarge):
-                add(address, "", payload, content_type, headers)
-        self._replies.clear()
-        self._reply_bytes = 0
+                link.wire.add(address, "", payload, content_type, headers)
+        self._held.clear()
+        self._held_bytes = 0
+        link.write()
 
     # --- listening ---------------------------------------------------------------------------------
 
@@ -196,7 +191,7 @@ class NatsBus(JetStream):
         """See ``Bus``. Raises ``BusRefused`` when the server denies it and ``ValueError`` for a bad pattern."""
         subject, matches = widened(pattern)
 
-        def arrived(message: Msg) -> None:
+        def arrived(message: Incoming) -> None:
             if matches is not None and not matches(message.subject):
                 return
             headers = message.headers

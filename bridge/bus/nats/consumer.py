@@ -8,15 +8,15 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from nats.aio.msg import Msg
-
 from bridge.bus.base import Delivery
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.service import Endpoint
 from bridge.errors import BusUnavailable
 
 QUEUE_GROUP = "esl-bridge"
+DEAD_LETTERS = "esl.dead"
 LINGER = 0.25
 """Seconds after the server confirmed our UNSUB in which requests still arrive (seen under load)."""
 REASON_LENGTH = 256
@@ -25,6 +25,8 @@ NO_HEADERS: Mapping[str, str] = {}
 
 class Outgoing(Protocol):
     """Where replies and dead letters go."""
+
+    dead_letters: str
 
     @property
     def max_payload(self) -> int:
@@ -43,7 +45,7 @@ class NatsDelivery:
     queued_at: float | None = None
     claimed = False
 
-    def __init__(self, message: Msg, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:
+    def __init__(self, message: Incoming, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:
         self.payload: bytes = message.data
         self.queue = queue
         self.reply_to: str = message.reply
@@ -73,11 +75,8 @@ class NatsDelivery:
         if len(payload) > room:
             payload = payload[:room]
             headers["Esl-Bridge-Truncated"] = "true"
-        self._outgoing.send(DEAD_LETTERS, payload, self.headers.get("Content-Type", "")[:128], headers)
+        self._outgoing.send(self._outgoing.dead_letters, payload, self.headers.get("Content-Type", "")[:128], headers)
         self._endpoint.finished(time.perf_counter_ns() - self._began, reason)
-
-
-DEAD_LETTERS = "esl.dead"
 
 
 class NatsConsumer:
@@ -92,7 +91,7 @@ class NatsConsumer:
         outgoing: Outgoing,
         guard: Callable[[NatsLink], Awaitable[None]],
     ) -> None:
-        def arrived(message: Msg) -> None:
+        def arrived(message: Incoming) -> None:
             handler(NatsDelivery(message, queue, endpoint, outgoing))
 
         self.queue = queue

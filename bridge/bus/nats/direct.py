@@ -15,10 +15,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
+from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from bridge.bus.base import Message
+from bridge.bus.nats.reading import FastParser, IncomingHandler
 from bridge.bus.nats.render import render_batch, render_one
-from bridge.bus.nats.wire import MsgHandler
 
 
 class _Pong:
@@ -40,19 +41,19 @@ class _Pong:
 
 
 class _HandOver:
-    """Stands in for a subscription's queue: hands each message over at once."""
+    """Stands in for a subscription's queue: hands over at once what the driver's own parser read."""
 
-    __slots__ = ("_handler", "_loop")
+    __slots__ = ("_handler", "_parser")
 
-    def __init__(self, handler: MsgHandler) -> None:
+    def __init__(self, parser: FastParser, handler: IncomingHandler) -> None:
+        self._parser = parser
         self._handler = handler
-        self._loop = asyncio.get_running_loop()
 
     def put_nowait(self, message: Msg) -> None:
         try:
             self._handler(message)
         except Exception as error:
-            self._loop.call_exception_handler({"message": "a message handler failed", "exception": error})
+            self._parser.report(error)
 
     def qsize(self) -> int:
         return 0
@@ -69,6 +70,8 @@ class DirectWire:
         self._pieces: list[bytes] = []
         self.gathered = 0
         self.limit = client.max_payload
+        # No byte has been read by the driver's own parser yet: connecting reads by lines.
+        self._parser = self._client._ps = FastParser(client)
 
     @staticmethod
     def fits(client: Client) -> bool:
@@ -80,6 +83,9 @@ class DirectWire:
                 and isinstance(it._pending_data_size, int)
                 and isinstance(it._pongs, list)
                 and isinstance(it._subs, dict)
+                and type(it._ps) is Parser
+                and not it._ps.buf
+                and it._ps.state == AWAITING_CONTROL_LINE
                 and isinstance(it._reading_task, asyncio.Task)
                 and isinstance(it._transport, TcpTransport)
                 and isinstance(it._transport._io_writer, asyncio.StreamWriter)
@@ -90,12 +96,12 @@ class DirectWire:
         except (AttributeError, TypeError):
             return False
 
-    def add_batch(self, batch: Sequence[Message]) -> None:
+    def add_batch(self, batch: Sequence[Message], replies: str = "", first: int = 0) -> None:
         """See ``Wire``."""
         pieces = self._pieces
         before = len(pieces)
         try:
-            self.gathered += render_batch(batch, pieces, self.limit)
+            self.gathered += render_batch(batch, pieces, self.limit, replies, first)
         except Exception:
             del pieces[before:]
             raise
@@ -125,11 +131,12 @@ class DirectWire:
             self.gathered = 0
             client._transport.write(b"".join(pieces))
 
-    async def subscribe(self, subject: str, queue: str, handler: MsgHandler) -> Subscription:
+    async def subscribe(self, subject: str, queue: str, handler: IncomingHandler) -> Subscription:
         """See ``Wire``."""
         subscription = await self._client.subscribe(subject, queue=queue, pending_bytes_limit=0)
         # The SUB is still pending or just written: no message can have come yet.
-        subscription._pending_queue = _HandOver(handler)
+        subscription._pending_queue = _HandOver(self._parser, handler)
+        self._parser.handlers[b"%d" % subscription._id] = handler
         return subscription  # type: ignore[no-any-return]
 
     def unsubscribe(self, handle: Subscription) -> None:
@@ -139,7 +146,7 @@ class DirectWire:
 
     def forget(self, handle: Subscription) -> None:
         """See ``Wire``."""
-        if handle._id in self._client._subs:
+        if self._parser.handlers.pop(b"%d" % handle._id, None) is not None:
             handle._closed = True
             self._client._remove_sub(handle._id)
 

@@ -7,10 +7,9 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
-from nats.aio.msg import Msg
-
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusError, BusUnavailable, NoConsumer
 
 NO_RESPONDERS = "503"
@@ -18,7 +17,7 @@ NO_RESPONDERS = "503"
 ReplyHandler = Callable[[bytes, str], None]
 
 
-def is_no_responders(message: Msg) -> bool:
+def is_no_responders(message: Incoming) -> bool:
     """The server's own answer: nobody listens to the subject of the request."""
     headers = message.headers
     return not message.data and headers is not None and headers.get("Status") == NO_RESPONDERS
@@ -96,7 +95,7 @@ class Inbox:
         """Expect no more replies to this request."""
         self._expected.pop(token, None)
 
-    def _arrived(self, message: Msg) -> None:
+    def _arrived(self, message: Incoming) -> None:
         expected = self._expected.get(message.subject[len(self._base) :])
         if expected is None:
             return
@@ -115,7 +114,7 @@ async def ask(link: NatsLink, subject: str, payload: bytes, timeout: float) -> b
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bytes | None] = loop.create_future()
 
-    def arrived(message: Msg) -> None:
+    def arrived(message: Incoming) -> None:
         if not answer.done():
             answer.set_result(None if is_no_responders(message) else message.data)
 

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors
-from nats.aio.msg import Msg
 
 from bridge.bus.base import BusState
 from bridge.bus.nats.address import NatsAddress, NatsFiles
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusError, BusRefused, BusUnavailable
 
 CONNECT_TIMEOUT = 5.0
@@ -31,7 +31,7 @@ class Listener:
         self,
         subject: str,
         queue: str,
-        handler: Callable[[Msg], None],
+        handler: Callable[[Incoming], None],
         guard: Callable[[NatsLink], Awaitable[None]] | None = None,
     ) -> None:
         self.subject = subject

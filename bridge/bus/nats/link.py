@@ -48,6 +48,7 @@ class NatsLink:
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._faults: list[Exception] = []
+        self._gone = asyncio.Event()
         self._written = 0
         self._pinged = 0
         self._acknowledged = 0
@@ -181,6 +182,10 @@ class NatsLink:
             self._loop.call_soon(self._confirm_waiting)
         await asyncio.shield(self._next)
 
+    async def wait_lost(self) -> None:
+        """Return when the link is lost or closed."""
+        await self._gone.wait()
+
     async def room(self) -> None:
         """Wait until a confirmation came. Raises ``BusUnavailable`` when the link is lost."""
         if not self.alive:
@@ -247,6 +252,7 @@ class NatsLink:
 
     def _end(self, reason: str) -> None:
         self.alive = False
+        self._gone.set()
         for timer in (self._confirm_timer, self._life_timer):
             if timer is not None:
                 timer.cancel()

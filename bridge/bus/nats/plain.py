@@ -11,8 +11,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from bridge.bus.base import Message
+from bridge.bus.nats.reading import IncomingHandler
 from bridge.bus.nats.render import check_subject, message_size
-from bridge.bus.nats.wire import MsgHandler
 from bridge.errors import MessageTooLarge
 
 FLUSH_TIMEOUT = 3600
@@ -34,10 +34,10 @@ class PlainWire:
         self.gathered = 0
         self.limit = client.max_payload
 
-    def add_batch(self, batch: Sequence[Message]) -> None:
+    def add_batch(self, batch: Sequence[Message], replies: str = "", first: int = 0) -> None:
         """See ``Wire``."""
         items, total = [], 0
-        for message in batch:
+        for number, message in enumerate(batch, first):
             check_subject(message.topic)
             size = message_size(message)
             if size > self.limit:
@@ -46,7 +46,7 @@ class PlainWire:
             if message.content_type:
                 headers["Content-Type"] = message.content_type
             headers.update(message.headers)
-            items.append((message.topic, "", message.payload, headers or None))
+            items.append((message.topic, f"{replies}{number:x}" if replies else "", message.payload, headers or None))
             total += size
         self._items += items
         self.gathered += total
@@ -88,7 +88,7 @@ class PlainWire:
         except Exception as error:
             self._ended(str(error) or type(error).__name__)
 
-    async def subscribe(self, subject: str, queue: str, handler: MsgHandler) -> Subscription:
+    async def subscribe(self, subject: str, queue: str, handler: IncomingHandler) -> Subscription:
         """See ``Wire``."""
 
         async def call(message: Msg) -> None:

@@ -56,8 +56,20 @@ def message_size(message: Message) -> int:
     return len(message.payload) + (len(block) if block.isascii() else len(block.encode("utf-8", "replace")))
 
 
-def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int) -> int:
-    """Append the batch to ``pieces`` and return its bytes. Raises ``MessageTooLarge`` and ``ValueError``."""
+def check_batch(batch: Sequence[Message], limit: int) -> None:
+    """Raise what writing the batch would raise: ``MessageTooLarge`` or ``ValueError``."""
+    for message in batch:
+        check_subject(message.topic)
+        size = message_size(message)
+        if size > limit:
+            raise MessageTooLarge(size, limit)
+
+
+def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int, replies: str = "", first: int = 0) -> int:
+    """Append the batch to ``pieces`` and return its bytes. Raises ``MessageTooLarge`` and ``ValueError``.
+
+    With ``replies`` each message bears the reply subject ``<replies><number in hex>``, counted from ``first``.
+    """
     written = 0
     known = _known
     for message in batch:
@@ -66,6 +78,9 @@ def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int) -> i
             check_subject(topic)
         payload = message.payload
         size = len(payload)
+        if replies:
+            topic = f"{topic} {replies}{first:x}"
+            first += 1
         block = render_headers(message.content_type, message.id, message.headers)
         if not block:
             head = f"PUB {topic} {size}\r\n".encode()
@@ -84,7 +99,9 @@ def render_one(
     subject: str, reply: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None, limit: int
 ) -> bytes:
     """One message with a reply subject (may be empty). Raises ``MessageTooLarge`` and ``ValueError``."""
-    check_subject(subject)
+    # Not through the cache of known subjects: a reply subject comes once.
+    if not _SUBJECT.fullmatch(subject) or len(subject) > MAX_SUBJECT:
+        check_subject(subject)
     if reply:
         check_subject(reply)
     size = len(payload)

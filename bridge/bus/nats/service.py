@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from nats.aio.msg import Msg
 from nats.micro.service import (
     EndpointInfo,
     EndpointStats,
@@ -25,6 +24,7 @@ from nats.nuid import NUID
 
 from bridge.bus.base import ServiceCard
 from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.reading import Incoming
 
 
 class Endpoint:
@@ -87,8 +87,8 @@ class NatsService:
                 listener.detach()
             self._listeners.clear()
 
-    def _answering(self, answer: Callable[[], dict[str, object]]) -> Callable[[Msg], None]:
-        def asked(message: Msg) -> None:
+    def _answering(self, answer: Callable[[], dict[str, object]]) -> Callable[[Incoming], None]:
+        def asked(message: Incoming) -> None:
             if message.reply:
                 self._send(message.reply, json.dumps(answer()).encode())
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from bridge.bus.base import Message
-
-MsgHandler = Callable[[Msg], None]
+from bridge.bus.nats.reading import IncomingHandler
 
 
 class Wire(Protocol):
@@ -23,8 +21,11 @@ class Wire(Protocol):
     def gathered(self) -> int:
         """Bytes added and not written yet."""
 
-    def add_batch(self, batch: Sequence[Message]) -> None:
-        """Gather a batch; raises ``MessageTooLarge`` or ``ValueError`` and then gathers nothing of it."""
+    def add_batch(self, batch: Sequence[Message], replies: str = "", first: int = 0) -> None:
+        """Gather a batch; raises ``MessageTooLarge`` or ``ValueError`` and then gathers nothing of it.
+
+        With ``replies`` each message bears the reply subject ``<replies><number in hex>``, counted from ``first``.
+        """
 
     def add(
         self, subject: str, reply: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None
@@ -34,7 +35,7 @@ class Wire(Protocol):
     def write(self, pong: Callable[[], None] | None) -> None:
         """Write what was gathered, and behind it a PING whose PONG calls ``pong``."""
 
-    async def subscribe(self, subject: str, queue: str, handler: MsgHandler) -> Any:
+    async def subscribe(self, subject: str, queue: str, handler: IncomingHandler) -> Any:
         """Subscribe ahead of everything that is written later; returns a handle."""
 
     def unsubscribe(self, handle: Any) -> None:
