@@ -1,0 +1,262 @@
+"""What a request would make FreeSWITCH do: its command or application, and every one wrapped inside.
+
+It never decides whether that is allowed. Where several readings are possible it reports more rather than less.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from bridge.messages.request import CommandRequest
+from bridge.relay.policy import text as texts
+from bridge.relay.policy.patterns import Act, ActKind, canonical
+from bridge.relay.policy.text import Unreadable
+
+MAX_ACTS = 64
+MAX_DEPTH = 16
+MAX_LENGTH = 65_536
+
+Found = tuple[ActKind, str, str]
+
+
+def acts_of(request: CommandRequest) -> list[Act]:
+    """Every act of a request, the outermost first. Raises ``Unreadable``."""
+    reader = _Reader()
+    op = request.op
+    if op in ("api", "bgapi"):
+        reader.read("api", *_split(request.command))
+    elif op == "execute":
+        reader.read("app", request.app, request.arg)
+    elif op == "hangup":
+        reader.add("op", "hangup", f"{request.uuid} {request.cause}")
+    elif op == "sendmsg":
+        reader.add("op", "sendmsg", _header(request, "call-command"))
+        reader.read_message(request)
+    else:
+        reader.add("op", "sendevent", request.event)
+        reader.read_message(request)
+    return reader.acts
+
+
+def block_of(request: CommandRequest) -> str:
+    """The text of all lines that would be written for the request, in lower case, for ``text:`` patterns."""
+    if request.op in ("api", "bgapi"):
+        return request.command.lower()
+    lines = [request.uuid, request.app, request.arg, request.cause, request.event]
+    if request.headers:
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        if _header(request, "call-command"):
+            lines.append(request.body)
+    return "\n".join(lines).lower()
+
+
+class _Reader:
+    """Collects acts, and bounds how deep and how long a request may be read."""
+
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+        self._depth = 0
+
+    def add(self, kind: ActKind, name: str, arguments: str) -> None:
+        if len(self.acts) >= MAX_ACTS:
+            raise Unreadable(f"more than {MAX_ACTS} commands in one")
+        self.acts.append(Act(kind, canonical(name), canonical(f"{name} {arguments}")))
+
+    def read(self, kind: ActKind, name: str, arguments: str) -> None:
+        """Add one command or application and all that its arguments hold."""
+        self.add(kind, name, arguments)
+        if not arguments:
+            return
+        if len(arguments) > MAX_LENGTH:
+            if _HARMLESS_LONG.match(name.lower()):
+                return
+            raise Unreadable(f"arguments of more than {MAX_LENGTH} characters")
+        if self._depth >= MAX_DEPTH:
+            raise Unreadable(f"commands nested deeper than {MAX_DEPTH}")
+        self._depth += 1
+        wrapper = _WRAPPERS.get(canonical(name))
+        if wrapper is not None:
+            for found in wrapper(arguments):
+                self.read(*found)
+        self.read_text(arguments)
+        self._depth -= 1
+
+    def read_text(self, text: str) -> None:
+        """Add whatever a text holds that FreeSWITCH would run, whoever it belongs to."""
+        if "$" in text or "%" in text:
+            for line in texts.expansions(text):
+                self.read("api", *_split(line))
+            hidden = texts.decoded(text)
+            if hidden and hidden != text:
+                for line in texts.expansions(hidden):
+                    self.read("api", *_split(line))
+        if "=" in text:
+            for kind, name, arguments in texts.hooks(text):
+                self.read("api" if kind == "api" else "app", name, arguments)
+            for name, arguments in texts.endpoint_apps(text):
+                self.read("app", name, arguments)
+        if "&" in text:
+            for name, arguments in texts.ampersand_apps(text):
+                self.read("app", name, arguments)
+        if "inline" in text.lower():
+            for name, arguments in texts.inline_apps(text):
+                self.read("app", name, arguments)
+
+    def read_message(self, request: CommandRequest) -> None:
+        """The headers of ``sendmsg``, and of a ``sendevent`` that FreeSWITCH may take for one."""
+        command = _header(request, "call-command").lower()
+        if command:
+            for name in _headers(request, "execute-app-name"):
+                arguments = [*_headers(request, "execute-app-arg"), request.body]
+                self.read("app", name, " ".join(part for part in arguments if part))
+            for line in _headers(request, "application"):
+                self.read("app", *_split(line))
+        if _header(request, "dest_proto").lower() == "api":  # a chat message that mod_dptools runs as a command
+            for line in [*_headers(request, "to"), request.body]:
+                if line:
+                    self.read("api", *_split(line))
+
+
+# Commands with long arguments that FreeSWITCH only stores or sends.
+_HARMLESS_LONG = re.compile(r"(?:uuid_chat|uuid_send_\w+|uuid_display|hash|db|log|uuid_phone_event)\Z")
+
+
+def _header(request: CommandRequest, wanted: str) -> str:
+    return next(_headers(request, wanted), "")
+
+
+def _headers(request: CommandRequest, wanted: str) -> Iterator[str]:
+    return (value for name, value in request.headers.items() if name.lower() == wanted)
+
+
+def _split(line: str) -> tuple[str, str]:
+    name, *rest = line.split(None, 1) or [""]
+    return name, rest[0] if rest else ""
+
+
+def _after_uuid(arguments: str) -> Iterator[Found]:
+    """``bgapi`` and ``expand``: ``[uuid:<uuid>] command arguments``."""
+    if arguments.lower().startswith("uuid:"):
+        arguments = _split(arguments)[1]
+    if arguments:
+        yield "api", *_split(arguments)
+
+
+def _xml_wrap(arguments: str) -> Iterator[Found]:
+    first, rest = _split(arguments)
+    yield "api", *_split(rest if first.lower() == "encoded" else arguments)
+
+
+def _sched_api(arguments: str) -> Iterator[Found]:
+    """``[+@]time group command[&]``."""
+    line = _split(_split(arguments)[1])[1].rstrip()
+    if line:
+        yield "api", *_split(line.removesuffix("&"))
+
+
+def _json(arguments: str) -> Iterator[Found]:
+    """``{"command": "fsapi", "data": {"cmd": ..., "arg": ...}}``, wherever in the document it stands."""
+    try:
+        waiting: list[object] = [json.loads(arguments)]
+    except (ValueError, RecursionError):
+        raise Unreadable("arguments of json that are no JSON") from None
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            if isinstance(value.get("cmd"), str):
+                line = f"{value['cmd']} {value.get('arg') or ''}"
+                yield "api", *_split(line)
+
+
+def _chat(arguments: str) -> Iterator[Found]:
+    """``proto|from|to|text``: the chat protocol ``api`` runs what it is sent."""
+    protocol, *fields = arguments.split("|")
+    if protocol.strip().lower() == "api":
+        for field in fields:
+            if field.strip():
+                yield "api", *_split(field)
+
+
+def _set_variable(arguments: str) -> Iterator[Found]:
+    """``uuid_setvar <uuid> <name> <value>``."""
+    found = arguments.split(None, 2)
+    yield from _hook(*found[1:]) if len(found) == 3 else ()
+
+
+def _push(arguments: str) -> Iterator[Found]:
+    """``push name,value``."""
+    name, _, value = arguments.partition(",")
+    yield from _hook(name.strip(), value)
+
+
+def _hook(variable: str, value: str) -> Iterator[Found]:
+    found = texts.hook(variable, value)
+    if found is not None:
+        yield "api" if found[0] == "api" else "app", found[1], found[2]
+
+
+def _broadcast(position: int) -> Callable[[str], Iterator[Found]]:
+    """``uuid_broadcast <uuid> <path>`` and its kin: the path may be ``app::argument``."""
+
+    def read(arguments: str) -> Iterator[Found]:
+        found = texts.words(arguments, position + 1)
+        if len(found) > position:
+            app = texts.broadcast_app(found[position].strip("'\""))
+            if app is not None:
+                yield "app", *app
+
+    return read
+
+
+def _app_at(position: int) -> Callable[[str], Iterator[Found]]:
+    """The word at this position is an application, what follows its argument."""
+
+    def read(arguments: str) -> Iterator[Found]:
+        found = texts.words(arguments, position + 2)
+        if len(found) > position:
+            yield "app", found[position], found[position + 1] if len(found) > position + 1 else ""
+
+    return read
+
+
+def _digit_action(arguments: str) -> Iterator[Found]:
+    """``realm,digits,exec:app,argument`` or ``...,api:command,argument``, with flags in between."""
+    for match in re.finditer(
+        r"(?<![A-Za-z])(exec|api)(?:\[[^\]]*\])?:(?:[a-z]+:)?([^\s,:]+),?(.*)", arguments, re.DOTALL
+    ):
+        yield ("api" if match[1] == "api" else "app"), match[2], match[3]
+
+
+def _balanced(arguments: str) -> Iterator[Found]:
+    """Dial strings hold variables and applications: where a part ends must be certain."""
+    texts.check_balance(arguments)
+    return iter(())
+
+
+# Commands and applications whose arguments hold further ones in a way of their own. What `read_text` finds anywhere
+# (`${...}`, `&app`, inline dialplans, variables that hold commands) needs no entry.
+_WRAPPERS: dict[str, Callable[[str], Iterator[Found]]] = {
+    "bgapi": _after_uuid,
+    "expand": _after_uuid,
+    "xml_wrap": _xml_wrap,
+    "sched_api": _sched_api,
+    "json": _json,
+    "chat": _chat,
+    "uuid_setvar": _set_variable,
+    "push": _push,
+    "unshift": _push,
+    "uuid_broadcast": _broadcast(1),
+    "sched_broadcast": _broadcast(1),
+    "bind_meta_app": _broadcast(3),
+    "limit_execute": _app_at(4),
+    "tone_detect": _app_at(4),
+    "bind_digit_action": _digit_action,
+    "originate": _balanced,
+    "bridge": _balanced,
+    "att_xfer": _balanced,
+}

@@ -1,0 +1,210 @@
+"""How FreeSWITCH reads texts: words and quotes, ``${...}`` expansions, variables that hold commands.
+
+It never judges what it finds. Where FreeSWITCH's own reading depends on things unknown here (the value of a variable),
+it raises ``Unreadable``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+# Channel variables whose value FreeSWITCH runs. Group 1: the name, group 2: the value and whatever follows it.
+_HOOK_NAME = (
+    r"api_\w+|execute_on_\w+|exec_after_bridge_app|bridge_pre_execute_[ab]leg_app"
+    r"|record_post_process_exec_(?:api|app)|group_confirm_file|group_confirm_cancel_file"
+)
+_HOOK = re.compile(rf"(?<![A-Za-z0-9-])(?:_nolocal_)?({_HOOK_NAME})\s*=(?=(.*))", re.IGNORECASE | re.DOTALL)
+_HOOK_ONLY = re.compile(rf"(?:nolocal:|local:|_nolocal_)?({_HOOK_NAME})\Z", re.IGNORECASE)
+_HOOK_VALUE = re.compile(r"[\s'\"\\]*([^\s:,;'\"\\\]}>()|]+)(.*)", re.DOTALL)
+_ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?(.*)", re.IGNORECASE | re.DOTALL)
+_AMPERSAND = re.compile(r"&(?<![^\s'\"&]&)&*\s*([^\s('\"&]+)(.*)", re.DOTALL)
+_BRACKET = re.compile(r"\\.|['{}\[\]()]", re.DOTALL)
+_ENCODED_EXPANSION = re.compile(r"%24\s*(?:%7b|\{)", re.IGNORECASE)
+
+
+class Unreadable(Exception):
+    """The text cannot be understood; the message says why, for people."""
+
+
+def words(text: str, limit: int = 0) -> list[str]:
+    """Cut at spaces as FreeSWITCH does: ``'`` and ``"`` quote, a backslash escapes. The rest of ``limit`` stays whole.
+
+    Raises ``Unreadable`` for a quote without end.
+    """
+    found: list[str] = []
+    word = ""
+    quote = ""
+    inside = False
+    position = 0
+    while position < len(text):
+        char = text[position]
+        if not inside and limit and len(found) == limit - 1 and not char.isspace():
+            return [*found, text[position:]]
+        if char == "\\" and position + 1 < len(text):
+            position += 1
+            word += text[position]
+            inside = True
+        elif quote:
+            if char == quote:
+                quote = ""
+            else:
+                word += char
+        elif char in "'\"":
+            quote = char
+            inside = True
+        elif char.isspace():
+            if inside:
+                found.append(word)
+                word, inside = "", False
+        else:
+            word += char
+            inside = True
+        position += 1
+    if quote:
+        raise Unreadable(f"a {quote} without its end")
+    if inside:
+        found.append(word)
+    return found
+
+
+def check_balance(text: str) -> None:
+    """Raise ``Unreadable`` when brackets or quotes are not paired, so that nobody knows where a part ends."""
+    open_brackets = ""
+    quote = ""
+    for mark in _BRACKET.findall(text):
+        if mark == "'":
+            quote = "" if quote else mark
+        elif quote or mark[0] == "\\":
+            continue
+        elif mark in "{[(":
+            open_brackets += mark
+        elif not open_brackets or open_brackets[-1] + mark not in ("{}", "[]", "()"):
+            raise Unreadable(f"a {mark} that closes nothing")
+        else:
+            open_brackets = open_brackets[:-1]
+    if quote:
+        raise Unreadable(f"a {quote} without its end")
+    if open_brackets:
+        raise Unreadable(f"a {open_brackets[-1]} without its end")
+
+
+def expansions(text: str) -> Iterator[str]:
+    """The command lines of all ``${command(arguments)}`` and ``${command arguments}``, inner ones left inside.
+
+    ``${variable}`` is no command. Raises ``Unreadable`` for one without end and for a computed command.
+    """
+    start = text.find("${")
+    while start >= 0:
+        depth, end = 1, start + 2
+        while end < len(text) and depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        if depth:
+            raise Unreadable("a ${ without its end")
+        inner = text[start + 2 : end - 1]
+        cut = re.search(r"[\s(]", inner)
+        if cut is None:
+            yield from expansions(inner)
+        else:
+            name = inner[: cut.start()]
+            if not name or "$" in name:
+                raise Unreadable("a command whose name is computed by an expansion")
+            arguments = inner[cut.end() :].strip()
+            if cut[0] == "(" and arguments.endswith(")"):
+                arguments = arguments[:-1]
+            yield f"{name} {arguments}".strip()
+        start = text.find("${", end)
+
+
+def decoded(text: str) -> str:
+    """The text with ``%XX`` decoded where that would bring an expansion to light (``url_decode``), else nothing."""
+    return unquote(text) if _ENCODED_EXPANSION.search(text) else ""
+
+
+def hooks(text: str) -> Iterator[tuple[str, str, str]]:
+    """``(kind, name, arguments)`` of every ``api_...=`` and ``execute_on_...=`` assignment in the text.
+
+    The arguments run to the end of the text: too much rather than too little.
+    """
+    lowered = text.lower()
+    if not ("api_" in lowered or "exec" in lowered or "group_confirm" in lowered):
+        return
+    for match in _HOOK.finditer(text):
+        found = hook(match[1], match[2])
+        if found is not None:
+            yield found
+
+
+def hook(variable: str, value: str) -> tuple[str, str, str] | None:
+    """The same for one variable and its value; None when the variable runs nothing or the value is empty."""
+    known = _HOOK_ONLY.match(variable)
+    found = _HOOK_VALUE.match(value) if known else None
+    if known is None or found is None:
+        return None
+    if "$" in found[1]:
+        raise Unreadable(f"{known[1]} whose command is computed by an expansion")
+    lowered = known[1].lower()
+    kind = "api" if lowered.startswith("api_") or lowered.endswith("_api") else "app"
+    return kind, found[1], found[2].lstrip(": ")
+
+
+def ampersand_apps(text: str) -> Iterator[tuple[str, str]]:
+    """``(application, argument)`` of ``&app(argument)``, as in ``originate``."""
+    for match in _AMPERSAND.finditer(text):
+        if "$" in match[1]:
+            raise Unreadable("an application whose name is computed by an expansion")
+        argument = match[2]
+        if argument.startswith("("):
+            argument = argument[1 : argument.rindex(")")] if ")" in argument else argument[1:]
+            yield match[1], argument
+        else:
+            yield match[1], ""
+
+
+def endpoint_apps(text: str) -> Iterator[tuple[str, str]]:
+    """``(application, argument)`` of ``loopback/app=...``."""
+    if "loopback/app" not in text.lower():
+        return
+    for match in _ENDPOINT_APP.finditer(text):
+        yield match[1], match[2]
+
+
+def broadcast_app(path: str) -> tuple[str, str] | None:
+    """``(application, argument)`` of ``app::argument`` and ``app!CAUSE::argument``; None for a file."""
+    name, colons, argument = path.partition("::")
+    return (name.partition("!")[0].strip(), argument) if colons else None
+
+
+_INLINE_WORD = re.compile(r"(?<![\w-])inline(?![\w-])", re.IGNORECASE)
+
+
+def inline_apps(text: str) -> Iterator[tuple[str, str]]:
+    """``(application, argument)`` of every inline dialplan, ``'app:argument,app:argument' inline``.
+
+    Written as one word with its dialplan (``loopback/answer,park/default/inline``) every part counts as an application.
+    """
+    if not _INLINE_WORD.search(text):
+        return
+    found = words(text)
+    for position, word in enumerate(found):
+        if word.lower() == "inline" and position:
+            yield from _inline_target(found[position - 1])
+        elif _INLINE_WORD.search(word) and word.lower() != "inline":
+            for part in re.split(r"[/,;|]", word):
+                name, _, argument = part.strip().partition(":")
+                if name and name.lower() != "inline":
+                    yield name, argument
+
+
+def _inline_target(target: str) -> Iterator[tuple[str, str]]:
+    delimiter = ","
+    if len(target) > 3 and target[0] == "m" and target[1] == ":" and target[3] == ":":
+        delimiter, target = target[2], target[4:]
+    for part in target.split(delimiter):
+        name, _, argument = part.strip().partition(":")
+        if "$" in name:
+            raise Unreadable("an application whose name is computed by an expansion")
+        if name:
+            yield name, argument
