@@ -61,6 +61,7 @@ class Pattern:
         "_node",
         "_op",
         "_pieces",
+        "_strict",
         "_text",
         "exact_name",
         "first_word",
