@@ -1,0 +1,221 @@
+"""The worker's side: a reply is written, and only then its entry removed; after a broken connection only if it must.
+
+Where one server holds both keys, reply and removal are one transaction: it ran or it did not, and the entry shows
+which. In a Cluster they are two steps, and a reply in doubt is written again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from redis.exceptions import OutOfMemoryError
+
+from bridge.bus.redis.link import Operation, ignore
+from bridge.bus.redis.publish import MAX_PAYLOAD
+from bridge.bus.redis.wire import EXEC, MULTI, Reply, command, describe
+from bridge.bus.redis.writers import Writers
+from bridge.errors import MessageTooLarge
+
+_RETRY_AFTER = 1.0  # s; a server out of memory
+_MAX_DEAD = 10_000
+_PUBSUB = "pubsub:"
+
+
+class Entry(Protocol):
+    """A queue's entry in hand, as this room must know it."""
+
+    @property
+    def key(self) -> bytes:
+        """The queue's key."""
+
+    @property
+    def removal(self) -> tuple[bytes, int]:
+        """The commands that remove it, and how many they are; harmless when it is gone."""
+
+    @property
+    def probe(self) -> bytes:
+        """One command that asks whether it is still there."""
+
+    def is_there(self, reply: Reply) -> bool:
+        """What the answer to ``probe`` says."""
+
+    def removed(self) -> None:
+        """It is gone for good."""
+
+    def dead_letter(self, reason: str) -> tuple[bytes, ...]:
+        """Fields and values of its dead letter."""
+
+
+class Answers:
+    """Writes replies and removals, gathered per turn of the loop."""
+
+    def __init__(self, writers: Writers, *, reply_ttl: float, dead: str, on_problem: Callable[[str], None]) -> None:
+        self._writers = writers
+        self._dead = dead.encode()
+        self._on_problem = on_problem
+        ttl = b"%d" % max(1, round(reply_ttl * 1000))
+        self._expiry = b"$%d\r\n%b\r\n" % (len(ttl), ttl)
+
+    def send(self, address: str, payload: bytes) -> None:
+        """Write one reply; it waits while the broker is away, and is not written again when in doubt."""
+        key, commands, count = self._reply(address, payload)
+        self._writers.submit(Operation(commands, count, self._sent, key=key, waits=True))
+
+    def finish(self, address: str, payload: bytes, entry: Entry) -> None:
+        """Write the reply (none when ``address`` is empty), then remove the entry."""
+        if address:
+            key, commands, count = self._reply(address, payload)
+            _Completion(self, entry, key, commands, count).start()
+        else:
+            _Completion(self, entry, b"", b"", 0).start()
+
+    def reject(self, entry: Entry, reason: str) -> None:
+        """Write the dead letter, then remove the entry."""
+        key, commands = self.dead_letter(entry, reason)
+        _Completion(self, entry, key, commands, 1, dead=True).start()
+
+    def dead_letter(self, entry: Entry, reason: str) -> tuple[bytes, bytes]:
+        """The key of the dead letters, and the command that adds one."""
+        fields = entry.dead_letter(reason)
+        return self._dead, command(b"XADD", self._dead, b"MAXLEN", b"~", b"%d" % _MAX_DEAD, b"*", *fields)
+
+    def submit(self, operation: Operation) -> None:
+        """Hand an operation to the writers."""
+        self._writers.submit(operation)
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is written any more."""
+        return self._writers.closed
+
+    def together(self, one: bytes, other: bytes) -> bool:
+        """Whether both keys lie on one server."""
+        return self._writers.together(one, other)
+
+    def problem(self, text: str) -> None:
+        """Tell something that should be seen by people."""
+        self._on_problem(text)
+
+    def _sent(self, replies: list[Reply], error: Exception | None) -> None:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self._on_problem(f"a reply was refused: {describe(reply)}")
+                return
+
+    def _reply(self, address: str, payload: bytes) -> tuple[bytes, bytes, int]:
+        if len(payload) > MAX_PAYLOAD:
+            raise MessageTooLarge(len(payload), MAX_PAYLOAD)
+        if address.startswith(_PUBSUB):
+            channel = address[len(_PUBSUB) :].encode()
+            return channel, command(b"PUBLISH", channel, payload), 1
+        key = address.encode()
+        named = b"$%d\r\n%b\r\n" % (len(key), key)
+        commands = b"*3\r\n$5\r\nRPUSH\r\n%b$%d\r\n%b\r\n*3\r\n$7\r\nPEXPIRE\r\n%b%b" % (
+            named, len(payload), payload, named, self._expiry,
+        )  # fmt: skip
+        return key, commands, 2
+
+
+class _Completion:
+    """A reply (or dead letter) and the removal of its entry, until both are certain."""
+
+    __slots__ = ("_answers", "_commands", "_count", "_dead", "_entry", "_key", "_step")
+
+    def __init__(
+        self, answers: Answers, entry: Entry, key: bytes, commands: bytes, count: int, *, dead: bool = False
+    ) -> None:
+        self._answers = answers
+        self._entry = entry
+        self._key = key
+        self._commands = commands
+        self._count = count
+        self._dead = dead
+        self._step = self._transact
+
+    def start(self) -> None:
+        if self._commands and not self._answers.together(self._key, self._entry.key):
+            self._step = self._write_first
+        self._step()
+
+    # --- one server: one transaction -------------------------------------------------------------------
+
+    def _transact(self) -> None:
+        removal, count = self._entry.removal
+        transaction = b"".join((MULTI, self._commands, removal, EXEC))
+        self._answers.submit(
+            Operation(transaction, self._count + count + 2, self._transacted, key=self._entry.key, waits=True)
+        )
+
+    def _transacted(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None:
+            if not self._answers.closed:
+                self._in_doubt()
+            return
+        results = replies[-1]
+        if isinstance(results, Exception):  # EXECABORT: nothing ran
+            causes = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
+            self._refused(causes[0] if causes else results)
+            return
+        for result in results[: self._count]:
+            if isinstance(result, Exception):
+                self._answers.problem(f"a reply was refused: {describe(result)}")
+                if not self._dead:
+                    self._bury(f"the reply could not be written: {describe(result)}")
+                break
+        self._entry.removed()
+
+    def _in_doubt(self) -> None:
+        """The connection broke: the entry shows whether the transaction ran."""
+        self._answers.submit(
+            Operation(self._entry.probe, 1, self._probed, key=self._entry.key, waits=True),
+        )
+
+    def _probed(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None:
+            if not self._answers.closed:
+                self._in_doubt()
+        elif isinstance(replies[0], Exception) or not self._entry.is_there(replies[0]):
+            self._entry.removed()
+        else:
+            self._step()
+
+    # --- a Cluster: two steps --------------------------------------------------------------------------
+
+    def _write_first(self) -> None:
+        self._answers.submit(Operation(self._commands, self._count, self._first_written, key=self._key, waits=True))
+
+    def _first_written(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None:
+            if not self._answers.closed:
+                self._write_first()
+            return
+        refused = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        if refused is not None:
+            self._refused(refused)
+            return
+        self._commands, self._count = b"", 0
+        self._step = self._transact
+        self._step()
+
+    # --- refusals --------------------------------------------------------------------------------------
+
+    def _refused(self, cause: Exception) -> None:
+        if isinstance(cause, OutOfMemoryError) or "OOM" in describe(cause)[:4]:
+            asyncio.get_running_loop().call_later(_RETRY_AFTER, self._step)
+            return
+        self._answers.problem(f"{'a dead letter' if self._dead else 'a reply'} was refused: {describe(cause)}")
+        if not self._commands or self._dead:
+            # Not even the removal is allowed: the entry stays, and is claimed when we have let it go.
+            self._entry.removed()
+            return
+        self._commands, self._count = b"", 0
+        self._bury(f"the reply could not be written: {describe(cause)}")
+        self._step = self._transact
+        self._step()
+
+    def _bury(self, reason: str) -> None:
+        answers = self._answers
+        key, commands = answers.dead_letter(self._entry, reason)
+        answers.submit(Operation(commands, 1, ignore, key=key, waits=True))

@@ -1,0 +1,287 @@
+"""A supervised connection: it connects, watches, breaks off, and connects again, for ever.
+
+This room never repeats a command: what was in doubt when the connection broke is told to who wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from bridge.bus.redis.wire import PING, Reply, Wire
+from bridge.errors import BusRefused, BusUnavailable
+
+Done = Callable[[list[Reply], Exception | None], None]
+
+
+class Operation:
+    """Commands written together, and what to do with their replies.
+
+    ``done`` gets all replies; or those that came and the error that broke the connection, and then ``written``
+    says whether the rest is in doubt. ``patience`` (seconds) bounds the server's silence while it waits. An operation
+    that may ``wait`` stays with its writer while the broker is away.
+    """
+
+    __slots__ = ("commands", "count", "done", "got", "key", "moves", "patience", "since", "waits", "written")
+
+    def __init__(
+        self,
+        commands: bytes,
+        count: int,
+        done: Done,
+        *,
+        key: bytes = b"",
+        patience: float = 10.0,
+        waits: bool = False,
+    ) -> None:
+        self.commands = commands
+        self.count = count
+        self.done = done
+        self.key = key
+        self.patience = patience
+        self.waits = waits
+        self.got: list[Reply] = []
+        self.written = False
+        self.since = 0.0
+        self.moves = 0
+
+
+def ignore(replies: list[Reply], error: Exception | None) -> None:
+    """A ``done`` for replies that nobody needs."""
+
+
+class Backoff:
+    """Growing waits with jitter, in seconds."""
+
+    def __init__(self, first: float = 0.05, cap: float = 5.0, *, refused: float = 30.0) -> None:
+        self._first = first
+        self._cap = cap
+        self._refused = refused
+        self._tries = 0
+
+    def next(self, *, refused: bool = False) -> float:
+        """How long to wait now; after a refusal, long."""
+        top = self._refused if refused else min(self._cap, self._first * 2.0 ** min(self._tries, 20))
+        self._tries += 1
+        return random.uniform(top / 2, top)
+
+    def reset(self) -> None:
+        """Begin anew after a connection that held."""
+        self._tries = 0
+
+
+class Link:
+    """One connection, kept up. Every method belongs to the loop; none but ``write`` and ``close`` suspends."""
+
+    def __init__(
+        self,
+        opening: Callable[[], Awaitable[Wire]],
+        *,
+        pulse: float = 5.0,
+        patience: float = 10.0,
+        pushes: bool = False,
+    ) -> None:
+        # With ``pushes`` (pub/sub) replies are not counted, and who listens proves the connection alive.
+        self._pushes = pushes
+        self._opening = opening
+        self.pulse = pulse
+        self._patience = patience
+        self._backoff = Backoff()
+        self._task: asyncio.Task[None] | None = None
+        self._wire: Wire | None = None
+        self._failed: asyncio.Future[Exception] | None = None
+        self._awaiting: deque[Operation] = deque()
+        self._out: list[Operation] = []
+        self._wake = asyncio.Event()
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle
+        self.reason = "not connected yet"
+        self.on_up: Callable[[], None] = lambda: None
+        self.on_down: Callable[[Exception], None] = lambda error: None
+        self.on_absent: Callable[[Exception], None] = lambda error: None
+        self.on_burst: Callable[[list[Reply]], None] = self._take
+        self.on_reply_error: Callable[[Operation, Exception], bool] = lambda operation, error: False
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._wire is not None
+
+    @property
+    def client_id(self) -> int:
+        """The server's number for the connection; 0 where there is none."""
+        return self._wire.client_id if self._wire is not None else 0
+
+    @property
+    def outstanding(self) -> int:
+        """Operations posted or written whose replies have not all come."""
+        return len(self._awaiting) + len(self._out)
+
+    def start(self) -> None:
+        """Connect in the background and stay connected."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="redis link")
+
+    async def close(self) -> None:
+        """Disconnect; what is in doubt is told."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    def post(self, operation: Operation) -> bool:
+        """Write at the end of this turn of the loop; False when there is no connection."""
+        if self._wire is None:
+            return False
+        self._out.append(operation)
+        self._wake.set()
+        return True
+
+    async def write(self, operation: Operation) -> None:
+        """Write at once and wait until the socket has room again. Raises ``BusUnavailable``, see ``written``."""
+        wire = self._wire
+        if wire is None or not wire.is_open:
+            raise BusUnavailable(self.reason or "the connection is closed")
+        self._book(operation)
+        try:
+            await wire.send((operation.commands,))
+        except BusUnavailable as error:
+            self.fail(error)
+            raise
+        except BaseException:
+            self.fail(BusUnavailable("a write was abandoned"))  # redis-py has closed the connection
+            raise
+
+    def fail(self, error: Exception) -> None:
+        """Break the connection off because of ``error``; it will be opened again."""
+        self._wire = None
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(error)
+
+    # --- the connection's life -----------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                wire = await self._opening()
+            except (BusUnavailable, BusRefused, OSError) as error:
+                self.reason = str(error)
+                self.on_absent(error)
+                await asyncio.sleep(self._backoff.next(refused=isinstance(error, BusRefused)))
+                continue
+            opened = loop.time()
+            end = await self._serve(wire)
+            if loop.time() - opened > self.pulse:
+                self._backoff.reset()
+            self.on_down(end)
+            await asyncio.sleep(self._backoff.next(refused=isinstance(end, BusRefused)))
+
+    async def _serve(self, wire: Wire) -> Exception:
+        loop = asyncio.get_running_loop()
+        failed: asyncio.Future[Exception] = loop.create_future()
+        self._failed = failed
+        self._wire = wire
+        self._heard = loop.time()
+        self.reason = ""
+        tasks = [asyncio.create_task(self._read(wire)), asyncio.create_task(self._send_posted(wire))]
+        self._timer = loop.call_later(self.pulse, self._watch)
+        if self._pushes:
+            self._timer.cancel()
+        error: Exception = BusUnavailable("closed")
+        try:
+            self.on_up()
+            ends: list[asyncio.Future[Exception] | asyncio.Task[None]] = [failed, *tasks]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                error = failed.result()
+            else:
+                error = next((e for t in tasks if t.done() and isinstance(e := t.exception(), Exception)), error)
+        finally:
+            self._wire = None
+            self._failed = None
+            self._timer.cancel()
+            self.reason = str(error)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await wire.close()
+            self._tell(error)
+        return error
+
+    def _watch(self) -> None:
+        """Prove the connection alive: a PING when it is idle, an end when the server has been silent too long."""
+        if self._wire is None:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self._awaiting:
+            oldest = self._awaiting[0]
+            if now - max(self._heard, oldest.since) > oldest.patience:
+                self.fail(BusUnavailable(f"the server was silent for {oldest.patience:g} s"))
+                return
+        elif not self._out and now - self._heard >= self.pulse * 0.9:
+            self.post(Operation(PING, 1, ignore, patience=self._patience))
+        self._timer = loop.call_later(self.pulse, self._watch)
+
+    async def _read(self, wire: Wire) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            burst = await wire.burst()
+            self._heard = clock()
+            self.on_burst(burst)
+
+    async def _send_posted(self, wire: Wire) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            operations, self._out = self._out, []
+            for operation in operations:
+                self._book(operation)
+            await wire.send([operation.commands for operation in operations])
+
+    def _book(self, operation: Operation) -> None:
+        operation.written = True
+        operation.since = asyncio.get_running_loop().time()
+        if operation.count:
+            self._awaiting.append(operation)
+
+    def _take(self, burst: list[Reply]) -> None:
+        """Give each reply to the oldest operation that waits for one."""
+        at, length = 0, len(burst)
+        awaiting = self._awaiting
+        while at < length:
+            if not awaiting:
+                reply = burst[at]
+                raise reply if isinstance(reply, Exception) else BusUnavailable("a reply that nothing waits for")
+            operation = awaiting[0]
+            need = operation.count - len(operation.got)
+            part = burst if need == length and not at else burst[at : at + need]
+            at += len(part)
+            if operation.got:
+                operation.got += part
+            else:
+                operation.got = part
+            if len(part) < need:
+                return
+            awaiting.popleft()
+            self._settle(operation)
+
+    def _settle(self, operation: Operation) -> None:
+        for reply in operation.got:
+            if isinstance(reply, Exception) and self.on_reply_error(operation, reply):
+                return
+        operation.done(operation.got, None)
+
+    def _tell(self, error: Exception) -> None:
+        """Tell every operation that the connection is gone: in the order in which they were written."""
+        operations = [*self._awaiting, *self._out]
+        self._awaiting.clear()
+        self._out.clear()
+        self._wake.clear()
+        for operation in operations:
+            operation.done(operation.got, error)

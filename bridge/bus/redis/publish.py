@@ -1,0 +1,198 @@
+"""Batches of messages to topics and to streams: one write each, confirmed by Redis' replies.
+
+This room never sends a message twice, and never awaits one message by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+
+from bridge.bus.base import Message, StreamSpec
+from bridge.bus.redis.link import Link, Operation
+from bridge.bus.redis.wire import Reply, describe, is_refusal
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+
+MAX_PAYLOAD = 64 * 1024 * 1024
+"""Our own limit in bytes; Redis' is ``proto-max-bulk-len``, 512 MiB."""
+
+_WINDOW = 8 * 1024 * 1024  # bytes written and not confirmed, beyond which publishing waits
+_MAX_HEADS = 4096
+
+
+class Publisher:
+    """The event path's connection, with the numbers of its batches."""
+
+    def __init__(self, link: Link, *, window: int = _WINDOW) -> None:
+        self._link = link
+        self._window = window
+        self._number = 0
+        self.confirmed = 0
+        self._unconfirmed = 0
+        self._settled = asyncio.Event()
+        self._broken_off = False
+        self._heads: dict[str, bytes] = {}
+        self.on_broken: Callable[[], None] = lambda: None
+
+    def link_up(self) -> None:
+        """The connection is there: whatever was in doubt before stays so."""
+        self._broken_off = False
+
+    def link_down(self) -> None:
+        """The connection broke: tell it, and let go who waits."""
+        self._unconfirmed = 0
+        self._settled.set()
+        self.on_broken()
+
+    async def publish_many(self, batch: Sequence[Message]) -> int:
+        """See ``Bus.publish_many``."""
+        if not self._link.connected:
+            raise BusUnavailable(self._link.reason)
+        commands = self._render(batch)
+        size = len(commands)
+        while self._unconfirmed and self._unconfirmed + size > self._window:
+            await self._wait_settled(None)
+        self._number += 1
+        number = self._number
+        if not batch:
+            if not self._unconfirmed:
+                self.confirmed = number
+            return number
+        operation = Operation(commands, len(batch), functools.partial(self._confirm, number, size))
+        self._unconfirmed += size
+        try:
+            await self._link.write(operation)
+        except BusUnavailable as error:
+            if not operation.written:
+                self._unconfirmed = max(0, self._unconfirmed - size)
+                raise
+            sure = len(operation.got)
+            raise PublishFailed(str(error), confirmed=sure, uncertain=len(batch) - sure) from error
+        return number
+
+    async def flush(self, timeout: float) -> None:
+        """See ``Bus.flush``."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        if not self._link.connected:
+            raise BusUnavailable(self._link.reason)
+        while self._unconfirmed:
+            await self._wait_settled(deadline)
+
+    async def _wait_settled(self, deadline: float | None) -> None:
+        self._settled.clear()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._settled.wait()
+        except TimeoutError:
+            raise BusUnavailable("the broker has not confirmed in time") from None
+        if self._broken_off or not self._link.connected:
+            raise BusUnavailable(self._link.reason or "the connection broke")
+
+    def _confirm(self, number: int, size: int, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None or self._broken_off:
+            return  # link_down tells it
+        for reply in replies:
+            if reply.__class__ is not int:
+                # A refused PUBLISH is told loudly: the connection ends, and its reason says why.
+                self._broken_off = True
+                text = describe(reply) if isinstance(reply, Exception) else f"unexpected reply {reply!r}"
+                refused = isinstance(reply, Exception) and is_refusal(reply)
+                self._link.fail(BusRefused(text) if refused else BusUnavailable(text))
+                return
+        self.confirmed = number
+        self._unconfirmed -= size
+        self._settled.set()
+
+    def _render(self, batch: Sequence[Message]) -> bytes:
+        heads = self._heads
+        parts: list[bytes] = []
+        add = parts.append
+        for message in batch:
+            topic, payload = message.topic, message.payload
+            head = heads.get(topic)
+            if head is None:
+                head = self._head(topic)
+            length = len(payload)
+            if length > MAX_PAYLOAD:
+                raise MessageTooLarge(length, MAX_PAYLOAD)
+            add(b"%b%d\r\n" % (head, length))
+            add(payload)
+            add(b"\r\n")
+        return b"".join(parts)
+
+    def _head(self, topic: str) -> bytes:
+        if len(self._heads) >= _MAX_HEADS:
+            self._heads.clear()
+        name = topic.encode()
+        head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
+        self._heads[topic] = head
+        return head
+
+
+class StreamAppender:
+    """Appends batches to stream keys; each call returns when all of its batch is confirmed."""
+
+    def __init__(self, link_for: Callable[[bytes], Link]) -> None:
+        self._link_for = link_for
+
+    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+        """See ``DurableTopics.append_many``."""
+        link = self._link_for(stream.key.encode())
+        if not link.connected:
+            raise BusUnavailable(link.reason)
+        if not batch:
+            return
+        finished: asyncio.Future[tuple[list[Reply], Exception | None]] = asyncio.get_running_loop().create_future()
+
+        def done(replies: list[Reply], error: Exception | None) -> None:
+            if not finished.done():
+                finished.set_result((replies, error))
+
+        operation = Operation(_render_entries(stream, batch), len(batch), done)
+        try:
+            await link.write(operation)
+        except BusUnavailable:
+            if not operation.written:
+                raise
+        replies, error = await finished
+        for sure, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                if "MOVED" in str(getattr(reply, "status_code", "")):
+                    link.fail(BusUnavailable(describe(reply)))
+                raise PublishFailed(describe(reply), confirmed=sure, uncertain=len(replies) - sure)
+        if error is not None:
+            raise PublishFailed(str(error), confirmed=len(replies), uncertain=len(batch) - len(replies)) from error
+
+
+def _render_entries(stream: StreamSpec, batch: Sequence[Message]) -> bytes:
+    key = stream.key.encode()
+    trim = b"$6\r\nMAXLEN\r\n$1\r\n~\r\n$%d\r\n%d\r\n" % (len(str(stream.max_messages)), stream.max_messages)
+    if not stream.max_messages:
+        trim = b""
+    head = b"$4\r\nXADD\r\n$%d\r\n%b\r\n%b$1\r\n*\r\n$5\r\ntopic\r\n$" % (len(key), key, trim)
+    fixed = 13 + (3 if trim else 0)  # XADD, key, *, and five pairs
+    parts: list[bytes] = []
+    for message in batch:
+        if len(message.payload) > MAX_PAYLOAD:
+            raise MessageTooLarge(len(message.payload), MAX_PAYLOAD)
+        fields = _fields(message)
+        parts.append(b"*%d\r\n" % (fixed + 2 * len(message.headers)))
+        parts.append(head)
+        parts.append(fields)
+        parts.append(b"$4\r\ndata\r\n$%d\r\n" % len(message.payload))
+        parts.append(message.payload)
+        parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def _fields(message: Message) -> bytes:
+    topic, identity = message.topic.encode(), message.id.encode()
+    kind, encoding = message.type.encode(), message.content_type.encode()
+    text = b"%d\r\n%b\r\n$2\r\nid\r\n$%d\r\n%b\r\n$4\r\ntype\r\n$%d\r\n%b\r\n$12\r\ncontent_type\r\n$%d\r\n%b\r\n" % (
+        len(topic), topic, len(identity), identity, len(kind), kind, len(encoding), encoding,
+    )  # fmt: skip
+    for name, value in message.headers:
+        header, content = name.encode(), value.encode()
+        text += b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(header), header, len(content), content)
+    return text

@@ -1,0 +1,190 @@
+"""Which server to connect to: one address, the master that Sentinels name, or a Cluster node by key.
+
+This room opens connections and hands them on; it never watches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from typing import Protocol
+
+from redis.crc import key_slot
+
+from bridge.bus.redis.address import Host, RedisUrl
+from bridge.bus.redis.wire import Reply, Wire, WireOptions, describe, open_wire
+from bridge.errors import BridgeError, BusRefused, BusUnavailable
+
+
+class Servers(Protocol):
+    """Finds the server for a key and connects to it."""
+
+    @property
+    def many(self) -> bool:
+        """Whether keys live on several servers."""
+
+    def place(self, key: bytes) -> Host | None:
+        """The server that holds ``key``, as far as known without asking; None: not known (yet)."""
+
+    async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
+        """Connect to ``host``, or to the server that holds ``key`` (any when empty).
+
+        Raises ``BusUnavailable`` or ``BusRefused``.
+        """
+
+    async def refresh(self) -> None:
+        """Learn anew where keys live. Raises ``BusUnavailable`` or ``BusRefused``."""
+
+
+class OneServer:
+    """A server at a fixed address."""
+
+    many = False
+
+    def __init__(self, url: RedisUrl, options: WireOptions) -> None:
+        self._host = url.hosts[0]
+        self._options = options
+
+    def place(self, key: bytes) -> Host | None:
+        """See ``Servers.place``."""
+        return self._host
+
+    async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
+        """See ``Servers.open``."""
+        return await open_wire(self._host, self._options)
+
+    async def refresh(self) -> None:
+        """See ``Servers.refresh``: there is nothing to learn."""
+
+
+class SentinelServers:
+    """The master of a service, as the Sentinels say at each connect."""
+
+    many = False
+
+    def __init__(self, url: RedisUrl, options: WireOptions) -> None:
+        self._sentinels = list(url.hosts)
+        self._service = url.service.encode()
+        self._options = options
+        self._master = url.hosts[0]
+
+    def place(self, key: bytes) -> Host | None:
+        """See ``Servers.place``."""
+        return self._master
+
+    async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
+        """See ``Servers.open``."""
+        await self.refresh()
+        wire = await open_wire(self._master, self._options)
+        role = await wire.ask(b"ROLE")
+        # A Sentinel may still name a master that has just been demoted.
+        if isinstance(role, list) and role and role[0] != b"master":
+            await wire.close()
+            raise BusUnavailable(f"{self._master} is no longer the master")
+        return wire
+
+    async def refresh(self) -> None:
+        """See ``Servers.refresh``."""
+        reasons: list[str] = []
+        for sentinel in list(self._sentinels):
+            try:
+                answer = await self._ask(sentinel)
+            except BridgeError as error:
+                reasons.append(str(error))
+                continue
+            if isinstance(answer, list) and len(answer) == 2:
+                self._master = Host(answer[0].decode(), int(answer[1]))
+                self._sentinels.remove(sentinel)
+                self._sentinels.insert(0, sentinel)
+                return
+            text = describe(answer) if isinstance(answer, Exception) else "knows no such service"
+            reasons.append(f"{sentinel}: {text}")
+        raise BusUnavailable(f"no Sentinel names a master for {self._service.decode()}: " + "; ".join(reasons))
+
+    async def _ask(self, sentinel: Host) -> Reply:
+        # Sentinels usually want no password; one that does gets the same credentials.
+        bare = dataclasses.replace(self._options, username="", password="", db=0)
+        for options in (bare, dataclasses.replace(self._options, db=0)):
+            wire = await open_wire(sentinel, options)
+            try:
+                answer = await wire.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._service)
+            finally:
+                await wire.close()
+            if not (isinstance(answer, Exception) and "NOAUTH" in describe(answer)):
+                return answer
+        return answer
+
+
+class ClusterServers:
+    """A Cluster: slots on masters, learned from any node that answers."""
+
+    many = True
+
+    def __init__(self, url: RedisUrl, options: WireOptions) -> None:
+        self._seeds = list(url.hosts)
+        self._options = options
+        self._slots: list[tuple[int, int, Host]] = []
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def place(self, key: bytes) -> Host | None:
+        """See ``Servers.place``."""
+        slot = key_slot(key)
+        for first, last, host in self._slots:
+            if first <= slot <= last:
+                return host
+        return None
+
+    async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
+        """See ``Servers.open``."""
+        if host is None:
+            await self.refresh()
+            host = self.place(key) if key else random.choice(self._slots)[2]
+        if host is None:
+            raise BusUnavailable("no node of the Cluster serves the key's slot")
+        return await open_wire(host, self._options)
+
+    async def refresh(self) -> None:
+        """See ``Servers.refresh``."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._learn())
+        await asyncio.shield(self._refreshing)
+
+    async def _learn(self) -> None:
+        known = {host for _, _, host in self._slots}
+        refused: BusRefused | None = None
+        reasons: list[str] = []
+        for host in [*random.sample(sorted(known, key=str), len(known)), *self._seeds]:
+            try:
+                wire = await open_wire(host, self._options)
+            except BusRefused as error:
+                refused = error
+                continue
+            except BusUnavailable as error:
+                reasons.append(str(error))
+                continue
+            try:
+                answer = await wire.ask(b"CLUSTER", b"SLOTS")
+            finally:
+                await wire.close()
+            if isinstance(answer, list) and answer:
+                self._slots = [_slot_range(entry, host) for entry in answer]
+                return
+            reasons.append(f"{host}: {describe(answer) if isinstance(answer, Exception) else 'serves no slots'}")
+        raise refused or BusUnavailable("no node of the Cluster answers: " + "; ".join(reasons))
+
+
+def _slot_range(entry: list[Reply], asked: Host) -> tuple[int, int, Host]:
+    first, last, master = entry[0], entry[1], entry[2]
+    name = (master[0] or b"").decode()
+    # An empty name or "?" means: where you asked.
+    return first, last, Host(name if name not in ("", "?") else asked.host, master[1])
+
+
+def servers_for(url: RedisUrl, options: WireOptions) -> Servers:
+    """The kind of servers that the URL means."""
+    if url.kind == "cluster":
+        return ClusterServers(url, options)
+    if url.kind == "sentinel":
+        return SentinelServers(url, options)
+    return OneServer(url, options)

@@ -1,0 +1,255 @@
+"""Requests from a stream: a consumer group, entries renewed while in hand, silent workers' entries claimed.
+
+This room never decodes a request.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from bridge.bus.base import Delivery
+from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.link import Link, Operation, ignore
+from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.wire import Reply, command, describe
+
+GROUP = b"esl-bridge"
+FIELD = b"data"
+_BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
+_COUNT = 256  # entries a read when the room is not known
+
+
+class StreamEntry:
+    """One request in hand: a ``Delivery``."""
+
+    __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload")
+
+    def __init__(self, queue: StreamQueue, ident: bytes, fields: list[bytes], *, claimed: bool, count: int) -> None:
+        self._queue = queue
+        self.ident = ident
+        self.claimed = claimed
+        self.count = count
+        self.entry_id = ident.decode()
+        self.done = False
+        self.headers: Mapping[str, str] = {}
+        if len(fields) == 2 and fields[0] == FIELD:
+            self.payload = fields[1]
+        else:
+            pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+            self.payload = pairs.pop(FIELD, b"")
+            self.headers = {k.decode("utf-8", "replace"): v.decode("utf-8", "replace") for k, v in pairs.items()}
+
+    @property
+    def queue(self) -> str:
+        """See ``Delivery.queue``."""
+        return self._queue.name
+
+    @property
+    def reply_to(self) -> str:
+        """See ``Delivery.reply_to``."""
+        return ""
+
+    @property
+    def queued_at(self) -> float | None:
+        """See ``Delivery.queued_at``: the time in the entry's id."""
+        return int(self.ident.partition(b"-")[0]) / 1000
+
+    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """See ``Delivery.finish``."""
+        if not self.done:
+            self._queue.answers.finish(address, payload, self)
+            self.done = True
+
+    def reject(self, reason: str) -> None:
+        """See ``Delivery.reject``."""
+        if not self.done:
+            self.done = True
+            self._queue.answers.reject(self, reason)
+
+    # --- what its removal needs ------------------------------------------------------------------------
+
+    @property
+    def key(self) -> bytes:
+        """See ``Entry.key``."""
+        return self._queue.key
+
+    @property
+    def removal(self) -> tuple[bytes, int]:
+        """See ``Entry.removal``."""
+        ident = self.ident
+        return self._queue.removal_form % (len(ident), ident, len(ident), ident), 2
+
+    @property
+    def probe(self) -> bytes:
+        """See ``Entry.probe``."""
+        return command(b"XPENDING", self.key, GROUP, self.ident, self.ident, b"1")
+
+    def is_there(self, reply: Reply) -> bool:
+        """See ``Entry.is_there``."""
+        return bool(reply)
+
+    def removed(self) -> None:
+        """See ``Entry.removed``."""
+        self._queue.in_hand.pop(self.ident, None)
+
+    def dead_letter(self, reason: str) -> tuple[bytes, ...]:
+        """See ``Entry.dead_letter``."""
+        return (
+            *(b"data", self.payload, b"reason", reason.encode("utf-8", "replace"), b"queue", self.key),
+            *(b"count", b"%d" % self.count, b"entry", self.ident),
+        )
+
+
+class StreamQueue(Pull):
+    """One consumed stream, across reconnects, until it is drained."""
+
+    def __init__(
+        self,
+        name: str,
+        handler: Callable[[Delivery], None],
+        room: Callable[[], int] | None,
+        *,
+        link: Link,
+        answers: Answers,
+        worker: str,
+        claim_after: float,
+    ) -> None:
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK)
+        self._worker = worker.encode()
+        self._claim_after = claim_after
+        self.in_hand: dict[bytes, StreamEntry] = {}
+        key = self.key
+        self.removal_form = (
+            b"*4\r\n$4\r\nXACK\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(GROUP), GROUP)
+            + b"$%d\r\n%b\r\n*3\r\n$4\r\nXDEL\r\n"
+            + b"$%d\r\n%b\r\n" % (len(key), key)
+            + b"$%d\r\n%b\r\n"
+        )
+        # What an earlier life of this worker left in hand is read before anything new.
+        self._first_life = True
+        self._cursor: bytes | None = b"0"
+        self._seen_claimable = False
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """See ``Pull.prepare``."""
+        create = command(b"XGROUP", b"CREATE", self.key, GROUP, b"0", b"MKSTREAM")
+        self._link.post(Operation(create, 1, self._created))
+        # An answer that a broken connection swallowed is in our list at the server: read it again.
+        self._cursor = b"0"
+
+    def _created(self, replies: list[Reply], error: Exception | None) -> None:
+        if replies and isinstance(replies[0], Exception) and "BUSYGROUP" not in describe(replies[0]):
+            self.answers.problem(f"{self.name}: {describe(replies[0])}")
+
+    def ask(self, room: int) -> Operation:
+        """See ``Pull.ask``."""
+        count = b"%d" % min(room, _COUNT)
+        who = (b"XREADGROUP", b"GROUP", GROUP, self._worker, b"COUNT", count)
+        if self._cursor is not None:
+            asking = command(*who, b"STREAMS", self.key, self._cursor)
+            return Operation(asking, 1, self.answered)
+        asking = command(*who, b"BLOCK", b"%d" % int(_BLOCK * 1000), b"STREAMS", self.key, b">")
+        return Operation(asking, 1, self.answered, patience=_BLOCK + 10.0)
+
+    def take(self, reply: Reply) -> bool:
+        """Hand over what one XREADGROUP brought; False when it brought nothing."""
+        entries = reply[0][1] if reply else []
+        if self._cursor is None:
+            for ident, fields in entries:
+                self._hand_over(ident, fields, claimed=False, count=1)
+            return bool(entries)
+        if not entries:
+            self._cursor = None
+            self._first_life = False
+            return True
+        self._cursor = entries[-1][0]
+        for ident, fields in entries:
+            if ident not in self.in_hand:
+                self._hand_over(ident, fields, claimed=self._first_life, count=2)
+        return True
+
+    def _hand_over(self, ident: bytes, fields: list[bytes] | None, *, claimed: bool, count: int) -> None:
+        if fields is None:  # deleted, but still in the list of what is pending
+            gone = StreamEntry(self, ident, [], claimed=claimed, count=count)
+            self.answers.submit(Operation(gone.removal[0], 2, ignore, key=self.key, waits=True))
+            return
+        entry = StreamEntry(self, ident, fields, claimed=claimed, count=count)
+        self.in_hand[ident] = entry
+        if FIELD not in fields[::2]:
+            entry.payload = b" ".join(fields)
+            entry.reject("the entry has no field 'data'")
+            return
+        self.deliver(entry)
+
+    # --- liveness --------------------------------------------------------------------------------------
+
+    @property
+    def upkeep_interval(self) -> float:
+        """See ``Pull.upkeep_interval``."""
+        return self._claim_after / 3 * random.uniform(0.8, 1.0)
+
+    def upkeep(self) -> None:
+        """Renew what is in hand; look for what silent workers left."""
+        if self.in_hand:
+            # Only what is still ours: an entry that another has claimed meanwhile is not taken back.
+            mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + 64), self._worker)
+            self.answers.submit(Operation(mine, 1, self._renew, key=self.key))
+        if not self.stopping and self.room_left() > 0:
+            idle = b"%d" % int(self._claim_after * 1000)
+            silent = command(b"XPENDING", self.key, GROUP, b"IDLE", idle, b"-", b"+", b"%d" % _COUNT)
+            self.answers.submit(Operation(silent, 1, self._claim, key=self.key))
+
+    def _renew(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None or not isinstance(replies[0], list):
+            return
+        mine = [pending[0] for pending in replies[0] if pending[0] in self.in_hand]
+        if mine:
+            renewal = command(b"XCLAIM", self.key, GROUP, self._worker, b"0", *mine, b"JUSTID")
+            self.answers.submit(Operation(renewal, 1, ignore, key=self.key))
+
+    def _claim(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None or self.stopping:
+            return
+        if isinstance(replies[0], Exception):
+            if "NOGROUP" not in describe(replies[0]):
+                self.answers.problem(f"{self.name}: {describe(replies[0])}")
+            return
+        counts = {p[0]: p[3] for p in replies[0] if p[0] not in self.in_hand}
+        wanted = list(counts)[: max(0, self.room_left())]
+        if not wanted:
+            return
+        idle = b"%d" % int(self._claim_after * 1000)
+        claim = command(b"XCLAIM", self.key, GROUP, self._worker, idle, *wanted)
+
+        def claimed(replies: list[Reply], error: Exception | None) -> None:
+            if error is not None or not isinstance(replies[0], list):
+                return
+            for entry in replies[0]:
+                if entry and entry[0] not in self.in_hand:
+                    self._hand_over(entry[0], entry[1], claimed=True, count=counts[entry[0]] + 1)
+            if len(wanted) < len(counts) or len(counts) >= _COUNT:
+                self.upkeep_soon()
+
+        self.answers.submit(Operation(claim, 1, claimed, key=self.key))
+
+    def give_back(self) -> None:
+        """What the server gave us and we never saw may be claimed at once."""
+        mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + _COUNT), self._worker)
+
+        def listed(replies: list[Reply], error: Exception | None) -> None:
+            if error is None and isinstance(replies[0], list):
+                unseen = [pending[0] for pending in replies[0] if pending[0] not in self.in_hand]
+                if unseen:
+                    idle = b"%d" % int(self._claim_after * 1000)
+                    free = command(b"XCLAIM", self.key, GROUP, self._worker, b"0", *unseen, b"IDLE", idle, b"JUSTID")
+                    self.answers.submit(Operation(free, 1, ignore, key=self.key, waits=True))
+
+        self.answers.submit(Operation(mine, 1, listed, key=self.key))
+
+    @property
+    def idle(self) -> bool:
+        """See ``Pull.idle``."""
+        return not self.in_hand

@@ -1,0 +1,184 @@
+"""Writing to keys: each operation goes to the server that holds its key, and waits while that is away.
+
+This room repeats only what certainly did not run (a redirect, a refused transaction); what is in doubt it tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+
+from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
+
+from bridge.bus.redis.address import Host
+from bridge.bus.redis.link import Link, Operation
+from bridge.bus.redis.servers import Servers
+from bridge.bus.redis.wire import PING, is_elsewhere, is_refusal
+from bridge.errors import BridgeError, BusRefused, BusUnavailable
+
+_MAX_WAITING = 100_000
+_MAX_MOVES = 100
+_RETRY_AFTER = 0.2  # s; slots that move, a Cluster that elects
+
+
+class Writers:
+    """The writing connections: one, or one for each server of a Cluster that is written to."""
+
+    def __init__(self, servers: Servers, *, pulse: float) -> None:
+        self._servers = servers
+        self._pulse = pulse
+        self._links: dict[Host | None, Link] = {}
+        self._waiting: list[Operation] = []
+        self._retry: asyncio.TimerHandle | None = None
+        self._mapping: asyncio.Task[None] | None = None
+        self.closed = False
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_absent: Callable[[Exception], None] = lambda error: None
+
+    def start(self) -> None:
+        """Connect in the background."""
+        if self._servers.many:
+            self._learn()
+        else:
+            self._link(None)
+
+    @property
+    def connected(self) -> bool:
+        """Whether every connection that is wanted is there."""
+        return bool(self._links) and all(link.connected for link in self._links.values())
+
+    @property
+    def outstanding(self) -> int:
+        """Operations that are not finished."""
+        return len(self._waiting) + sum(link.outstanding for link in self._links.values())
+
+    def together(self, one: bytes, other: bytes) -> bool:
+        """Whether two keys can be written in one transaction."""
+        return not self._servers.many
+
+    def submit(self, operation: Operation) -> None:
+        """Write it at the end of this turn; or later, when it may wait; or tell at once that it cannot be."""
+        host = self._servers.place(operation.key) if self._servers.many else None
+        if host is not None or not self._servers.many:
+            link = self._link(host)
+            if link.post(operation):
+                return
+        if operation.waits and not self.closed and len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(operation)
+            if self._servers.many:
+                self._later()
+        else:
+            operation.done([], BusUnavailable("the broker is away"))
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until nothing is outstanding, at most ``timeout`` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                # Replies come in order: behind a PING's, what was written before it is settled.
+                while self.outstanding and self.connected:
+                    await asyncio.gather(*(self._ping(link) for link in self._links.values()))
+        except TimeoutError:
+            return
+
+    async def _ping(self, link: Link) -> None:
+        answered = asyncio.Event()
+        if link.post(Operation(PING, 1, lambda replies, error: answered.set())):
+            await answered.wait()
+
+    async def close(self) -> None:
+        """Disconnect; what waits is told that it was not written."""
+        self.closed = True
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._mapping is not None:
+            self._mapping.cancel()
+        for link in list(self._links.values()):
+            await link.close()
+        waiting, self._waiting = self._waiting, []
+        for operation in waiting:
+            operation.done([], BusUnavailable("closed"))
+
+    # --- connections ---------------------------------------------------------------------------------
+
+    def _link(self, host: Host | None) -> Link:
+        link = self._links.get(host)
+        if link is None:
+            link = Link(functools.partial(self._servers.open, b"", host), pulse=self._pulse)
+            link.on_up = self._up
+            link.on_down = functools.partial(self._down, host)
+            link.on_absent = functools.partial(self._absent, host)
+            link.on_reply_error = functools.partial(self._reply_error, link)
+            self._links[host] = link
+            link.start()
+        return link
+
+    def _up(self) -> None:
+        self.on_change()
+        self._again()
+
+    def _down(self, host: Host | None, error: Exception) -> None:
+        self.on_change()
+        self._forget(host)
+
+    def _absent(self, host: Host | None, error: Exception) -> None:
+        self.on_absent(error)
+        self._forget(host)
+
+    def _forget(self, host: Host | None) -> None:
+        """A Cluster's node that went may be replaced: ask where its keys are now."""
+        if self._servers.many and not self.closed:
+            self._learn()
+
+    def _learn(self) -> None:
+        if self._mapping is None or self._mapping.done():
+            self._mapping = asyncio.create_task(self._map())
+
+    async def _map(self) -> None:
+        while True:
+            try:
+                await self._servers.refresh()
+            except BridgeError as error:
+                self.on_absent(error)
+                await asyncio.sleep(2.0 if isinstance(error, BusRefused) else _RETRY_AFTER)
+                continue
+            break
+        place = self._servers.place(b"esl-bridge")
+        if not self._links and place is not None:
+            self._link(place)
+        self._again()
+
+    # --- again ---------------------------------------------------------------------------------------
+
+    def _later(self) -> None:
+        if self._retry is None and not self.closed:
+            self._retry = asyncio.get_running_loop().call_later(_RETRY_AFTER, self._again)
+
+    def _again(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        waiting, self._waiting = self._waiting, []
+        for operation in waiting:
+            self.submit(operation)
+
+    def _reply_error(self, link: Link, operation: Operation, error: Exception) -> bool:
+        """Whether the operation certainly did not run and will be written again."""
+        if isinstance(error, (MovedError, AskError, TryAgainError, ClusterDownError)):
+            # An ASK is waited out: the slot is on its way, and then the answer is MOVED.
+            if isinstance(error, MovedError):
+                self._learn()
+        elif is_elsewhere(error):
+            link.fail(BusUnavailable(str(error)))
+        else:
+            if is_refusal(error) and "NOPERM" not in str(getattr(error, "status_code", "")):
+                link.fail(BusRefused(str(error)))  # the password changed under us
+            return False
+        operation.moves += 1
+        if operation.moves > _MAX_MOVES or self.closed:
+            return False
+        operation.got = []
+        operation.written = False
+        self._waiting.append(operation)
+        self._later()
+        return True
