@@ -1,0 +1,278 @@
+"""The way of a request: taken from its queue, checked, remembered, routed, sent, answered.
+
+Read it from top to bottom. This room never waits: each step is called when the one before it is through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+from typing import Final
+
+from bridge.bus.base import Bus, Delivery
+from bridge.messages.reply import CommandReply, Executed, Status
+from bridge.messages.request import fingerprint
+from bridge.relay.call_search import CallDirectory, CallSearch, Found
+from bridge.relay.call_table import CallTable
+from bridge.relay.desk import ReplyDesk
+from bridge.relay.exchange import Exchange
+from bridge.relay.execution import Result, refused
+from bridge.relay.intake import Intake, Unreadable
+from bridge.relay.ledger import Ledger, Verdict
+from bridge.relay.order import Line
+from bridge.relay.policy import Policy
+from bridge.relay.rates import RateLimits
+from bridge.relay.routing import Nodes, Refusal, Router
+from bridge.relay.sending import Sender
+from bridge.relay.settings import CommandHooks, CommandSettings
+from bridge.switch.deadlines import Deadlines
+
+log = logging.getLogger(__name__)
+
+_EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
+_DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
+_WORKER_GONE: Final = Result(
+    Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
+)
+
+
+class CommandRelay:
+    """Executes requests and answers each of them. All of it belongs to one event loop; nothing here blocks.
+
+    ``accept`` is the handler for ``Bus.consume``, ``room`` its measure; ``calls`` is the table that the event paths
+    keep, ``directory`` the look-up of calls on the bus where there is one.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        nodes: Nodes,
+        *,
+        settings: CommandSettings,
+        worker: str,
+        ledger: Ledger,
+        policy: Policy,
+        deadlines: Deadlines,
+        calls: CallTable,
+        hooks: CommandHooks | None = None,
+        directory: CallDirectory | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock = self._loop.time
+        self._settings = settings
+        self._limit = settings.max_in_flight
+        self._ledger = ledger
+        self._policy = policy
+        self._deadlines = deadlines
+        self._hooks = hooks = hooks or CommandHooks()
+        self._intake = Intake(settings, clock=clock)
+        self._router = Router(nodes, clock=clock, max_in_flight_node=settings.max_in_flight_node)
+        self._search = CallSearch(
+            nodes,
+            calls,
+            scatter_limit=settings.scatter_limit,
+            timeout=settings.connect_timeout + settings.command_timeout,
+            clock=clock,
+            directory=directory,
+        )
+        self._desk = ReplyDesk(bus, worker=worker, ledger=ledger, hooks=hooks, clock=clock, closed=self._closed)
+        self._sender = Sender(
+            nodes, self._router, self._desk, policy=policy, rates=RateLimits(settings.rates), clock=clock
+        )
+        self._lines: dict[str, Line] = {}
+        self._in_hand: dict[Exchange, None] = {}
+        self._draining = False
+        self._idle: asyncio.Event | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in hand: taken and not answered yet."""
+        return len(self._in_hand)
+
+    def room(self) -> int:
+        """How many more requests may be taken; ``CommandHooks.on_room`` tells when this is no longer 0."""
+        return 0 if self._draining else max(0, self._limit - len(self._in_hand))
+
+    # --- taken and checked ----------------------------------------------------------------------------------------
+
+    def accept(self, delivery: Delivery) -> None:
+        """Take a request in hand; its delivery is finished or rejected, now or later. Never raises, never blocks."""
+        try:
+            exchange = self._intake.read(delivery)
+        except Unreadable as fault:
+            self._desk.turn_away(delivery, fault)
+            return
+        except Exception:
+            log.exception("a request could not be read")
+            delivery.reject("a fault of the bridge: the request could not be read")
+            return
+        if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
+            delivery.reject("too many repeats of requests that still run")
+            return
+        try:
+            self._check(exchange)
+        except Exception:
+            log.exception("a request failed inside the bridge, id %s", exchange.id)
+            self._sender.give_up(exchange)
+
+    def _check(self, exchange: Exchange) -> None:
+        full = len(self._in_hand) >= self._limit
+        self._in_hand[exchange] = None
+        if exchange.refusal is None:
+            denial = self._policy.check(exchange.request, exchange.queue_node)
+            if denial is not None:
+                exchange.refusal = Refusal(Status.DENIED, denial.reason)
+        if exchange.refusal is not None:
+            self._desk.end(exchange, refused(exchange.refusal))
+            return
+        # Leaving or full: it will not run, but a repeat shall still hear the outcome that the ledger knows.
+        if self._draining:
+            exchange.refusal = _DRAINING
+        elif full:
+            exchange.refusal = Refusal(Status.BUSY, f"{self._limit} requests are in hand already")
+        if exchange.queue_node and exchange.refusal is None:
+            self._stand_in_line(exchange)
+        else:
+            self._remember(exchange)
+
+    # --- in the strict order of a node's own queue ------------------------------------------------------------------
+
+    def _stand_in_line(self, exchange: Exchange) -> None:
+        line = self._lines.setdefault(exchange.queue_node, Line())
+        exchange.place = line.enter(partial(self._has_its_turn, exchange))
+        if not exchange.turn:
+            exchange.timer = self._deadlines.add(exchange.deadline, partial(self._expire, exchange))
+
+    def _has_its_turn(self, exchange: Exchange) -> None:
+        exchange.turn = True
+        self._disarm(exchange)
+        self._remember(exchange)
+
+    # --- remembered: no id runs twice -------------------------------------------------------------------------------
+
+    def _remember(self, exchange: Exchange) -> None:
+        if exchange.safe or not exchange.key:
+            self._begin(exchange)
+            return
+        exchange.asked = True
+        request = exchange.request
+        self._ledger.begin(
+            exchange.key,
+            fingerprint(request),
+            partial(self._remembered, exchange),
+            again=request.idempotent,
+            claimed=exchange.delivery.claimed,
+        )
+
+    def _remembered(self, exchange: Exchange, verdict: Verdict, kept: CommandReply | None) -> None:
+        if exchange.ended:  # given up while the ledger was asked
+            if verdict is Verdict.NEW or verdict is Verdict.LOST:
+                self._ledger.release(exchange.key, self._desk.word(exchange, refused(_DRAINING)))
+            return
+        exchange.marked = verdict is Verdict.NEW or verdict is Verdict.LOST
+        if verdict is Verdict.NEW:
+            self._begin(exchange)
+        elif verdict is Verdict.LOST:
+            self._desk.end(exchange, _WORKER_GONE)
+        elif kept is not None:
+            self._desk.replay(exchange, kept)
+        elif verdict is Verdict.DIFFERENT:
+            self._desk.end(exchange, refused(Refusal(Status.INVALID, "id: was used for a different request")))
+        else:
+            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")))
+
+    def _begin(self, exchange: Exchange) -> None:
+        if exchange.refusal is not None:
+            self._desk.end(exchange, refused(exchange.refusal))
+        elif exchange.delivery.claimed and self._may_have_run(exchange):
+            self._desk.end(exchange, _WORKER_GONE)
+        else:
+            self._route(exchange)
+
+    def _may_have_run(self, exchange: Exchange) -> bool:
+        """Of a claimed request: only a ledger that all workers share can say that it was not sent."""
+        if exchange.safe or exchange.request.idempotent:
+            return False
+        return not (self._ledger.shared and exchange.marked)
+
+    # --- routed and sent --------------------------------------------------------------------------------------------
+
+    def _route(self, exchange: Exchange) -> None:
+        to = exchange.to
+        if self._sender.stopped:
+            self._desk.end(exchange, refused(_DRAINING))
+        elif self._clock() >= exchange.deadline:
+            self._desk.end(exchange, refused(_EXPIRED))
+        elif to == "all":
+            self._sender.scatter(exchange)
+        elif to.startswith("call:"):
+            self._search.find(to[5:], partial(self._found, exchange))
+            if not exchange.node and not exchange.ended:
+                exchange.timer = self._deadlines.add(exchange.deadline, partial(self._expire, exchange))
+        else:
+            chosen = self._router.choose(to, exchange.verb)
+            if isinstance(chosen, str):
+                self._sender.send(exchange, chosen)
+            else:
+                self._desk.end(exchange, refused(chosen))
+
+    def _found(self, exchange: Exchange, found: Found) -> None:
+        if exchange.ended:
+            return
+        self._disarm(exchange)
+        if found.node:
+            refusal = self._router.refusal(found.node)
+            if refusal is None:
+                self._sender.send(exchange, found.node)
+            else:
+                self._desk.end(exchange, refused(refusal))
+        elif found.silent:
+            text = f"no node knows this call, and not all could be asked: {', '.join(found.silent)}"
+            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, text)))
+        elif exchange.verb == "uuid_exists":
+            self._desk.end(exchange, Result(Status.OK, Executed.YES, "false"))
+        else:
+            self._desk.end(exchange, refused(Refusal(Status.NO_ROUTE, f"no node has the call {exchange.to[5:]}")))
+
+    # --- answered, or given up ----------------------------------------------------------------------------------------
+
+    def _expire(self, exchange: Exchange) -> None:
+        """The budget ended while it waited for its turn or for a search."""
+        self._desk.end(exchange, refused(_EXPIRED))
+
+    def _closed(self, exchange: Exchange) -> None:
+        """The final reply has left."""
+        self._disarm(exchange)
+        in_hand = self._in_hand
+        was_full = len(in_hand) == self._limit
+        in_hand.pop(exchange, None)
+        if was_full:
+            self._loop.call_soon(self._hooks.on_room)
+        if exchange.turn:
+            self._lines[exchange.queue_node].leave()
+        elif exchange.place:
+            self._lines[exchange.queue_node].withdraw(exchange.place)
+        if not in_hand and self._idle is not None:
+            self._idle.set()
+
+    def _disarm(self, exchange: Exchange) -> None:
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+            exchange.timer = None
+
+    async def drain(self, timeout: float) -> None:
+        """Answer all that is in hand within ``timeout`` s; what arrives from now on is answered ``draining``.
+
+        Drain the consumers first: what they still hand over then is served. What is open at the end is answered
+        ``draining`` where it was not sent and ``connection_lost`` where it was.
+        """
+        self._draining = True
+        if self._in_hand and timeout > 0:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), timeout)
+        self._sender.stopped = True
+        for exchange in list(self._in_hand):
+            self._sender.give_up(exchange)

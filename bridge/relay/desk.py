@@ -1,0 +1,161 @@
+"""Where requests end: the reply composed, kept in the ledger, sent, and what may still follow it.
+
+This room never decides what a request's result is, and never sends a command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from bridge.bus.base import Bus, Delivery
+from bridge.messages.reply import CommandReply, Executed, Status
+from bridge.relay.answers import compose, encode_within, headers_of
+from bridge.relay.exchange import Exchange
+from bridge.relay.execution import Result
+from bridge.relay.intake import Unreadable
+from bridge.relay.ledger import Ledger
+from bridge.relay.settings import CommandHooks
+
+log = logging.getLogger(__name__)
+
+
+class ReplyDesk:
+    """Answers exchanges; ``closed`` is called for each when its final reply has left. ``clock`` gives loop time."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        worker: str,
+        ledger: Ledger,
+        hooks: CommandHooks,
+        clock: Callable[[], float],
+        closed: Callable[[Exchange], None],
+    ) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._ledger = ledger
+        self._hooks = hooks
+        self._clock = clock
+        self._closed = closed
+
+    # --- final replies ------------------------------------------------------------------------------------------
+
+    def end(self, exchange: Exchange, result: Result, parts: list[CommandReply] | None = None) -> None:
+        """Answer with a result, once; every later call for the same exchange does nothing."""
+        if exchange.ended:
+            return
+        exchange.ended = True
+        exchange.unknown = result.status in (Status.TIMEOUT, Status.CONNECTION_LOST)
+        reply = self.word(exchange, result)
+        if parts is not None:
+            reply.replies = parts
+        reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
+        if not exchange.marked:
+            self._send_final(exchange, reply, payload)
+        elif reply.executed is Executed.NO:
+            self._send_final(exchange, reply, payload)
+            self._ledger.release(exchange.key, _to_keep(reply))
+        else:
+            # Kept first: after a crash between the two, a repeat must not hear anything else.
+            self._ledger.keep(exchange.key, _to_keep(reply), partial(self._send_final, exchange, reply, payload))
+
+    def replay(self, exchange: Exchange, kept: CommandReply) -> None:
+        """Answer a repeat with the outcome that its id has already."""
+        if exchange.ended:
+            return
+        exchange.ended = True
+        reply = msgspec.structs.replace(
+            kept,
+            id=exchange.id,
+            replayed=True,
+            meta=exchange.request.meta or None,
+            elapsed_ms=round((self._clock() - exchange.queued_at) * 1e3, 3),
+            timing=None,
+        )
+        reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
+        self._send_final(exchange, reply, payload)
+
+    def word(self, exchange: Exchange, result: Result, *, node: str = "", late: bool = False) -> CommandReply:
+        """The reply map that tells a result, of one node of ``to: all`` where ``node`` is given."""
+        return compose(
+            result,
+            id=exchange.id,
+            node=node or exchange.node,
+            worker=self._worker,
+            elapsed=self._clock() - exchange.queued_at,
+            meta=None if node else exchange.request.meta or None,
+            late=late,
+        )
+
+    def _send_final(self, exchange: Exchange, reply: CommandReply, payload: bytes) -> None:
+        hooks = self._hooks
+        delivery, request = exchange.delivery, exchange.request
+        try:
+            headers = headers_of(reply, delivery.headers)
+            delivery.finish(exchange.address, payload, exchange.codec.request_content_type, headers)
+        except Exception:  # a fault of one bus must not keep the request in hand for ever
+            log.exception("the reply to %s could not be written", exchange.id)
+        if reply.status is Status.DENIED:
+            hooks.on_denied(request.op, reply.error)
+        hooks.on_reply(request.op, reply.status, self._clock() - exchange.queued_at)
+        if hooks.audit is not None:
+            hooks.audit(request, reply)
+        self._closed(exchange)
+
+    # --- replies that are not final -------------------------------------------------------------------------------
+
+    def accepted(self, exchange: Exchange, job: str) -> None:
+        """FreeSWITCH took the job: noted, and told when the caller asked for that."""
+        exchange.job = job
+        if exchange.request.accept and not exchange.ended and not exchange.told_accepted:
+            exchange.told_accepted = True
+            reply = self.word(exchange, Result(Status.ACCEPTED, Executed.UNKNOWN, job=job))
+            self._send(exchange, reply)
+
+    def late(self, exchange: Exchange, part: CommandReply, whole: CommandReply | None) -> None:
+        """An answer came after its ``timeout`` (or a job's after its ``connection_lost``).
+
+        ``part`` is told as a notice; ``whole`` goes to the caller, once, and becomes the kept outcome.
+        """
+        self._hooks.on_late(msgspec.to_builtins(part))
+        if whole is None or exchange.late:
+            return
+        exchange.late = True
+        whole, _ = self._send(exchange, whole)
+        if exchange.marked:
+            self._ledger.replace(exchange.key, msgspec.structs.replace(_to_keep(whole), late=False))
+
+    def _send(self, exchange: Exchange, reply: CommandReply) -> tuple[CommandReply, bytes]:
+        reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
+        headers = headers_of(reply, exchange.delivery.headers)
+        self._bus.send(exchange.address, payload, exchange.codec.request_content_type, headers)
+        return reply, payload
+
+    # --- deliveries that are no exchange ----------------------------------------------------------------------------
+
+    def turn_away(self, delivery: Delivery, fault: Unreadable) -> None:
+        """Answer ``invalid`` where that is possible, put it with the dead letters where it belongs there."""
+        self._hooks.on_reply("", Status.INVALID, 0.0)
+        if not fault.address:
+            delivery.reject(fault.reason)
+            return
+        result = Result(Status.INVALID, Executed.NO, None, fault.reason)
+        reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=None)
+        reply, payload = encode_within(reply, fault.codec, self._bus.max_payload)
+        content_type = fault.codec.request_content_type
+        headers = headers_of(reply, delivery.headers)
+        if fault.dead:
+            self._bus.send(fault.address, payload, content_type, headers)
+            delivery.reject(fault.reason)
+        else:
+            delivery.finish(fault.address, payload, content_type, headers)
+
+
+def _to_keep(reply: CommandReply) -> CommandReply:
+    """What the ledger keeps: a repeat brings its own ``meta``."""
+    return reply if reply.meta is None else msgspec.structs.replace(reply, meta=None)

@@ -1,0 +1,143 @@
+"""A delivery becomes an exchange: request read, reply address and id settled, budget begun.
+
+This room never asks the policy, the ledger or the nodes, and never answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bridge.bus.base import Delivery
+from bridge.errors import InvalidRequest
+from bridge.messages.codec import JSON, Codec, codec_of
+from bridge.messages.command import CommandRequest, parse_request
+from bridge.messages.reply import Status
+from bridge.messages.topics import ReplyAddresses, reply_subject_allowed
+from bridge.relay.exchange import Exchange
+from bridge.relay.execution import Manner, manner_of, render
+from bridge.relay.routing import Refusal
+from bridge.relay.settings import CommandSettings
+from bridge.relay.verbs import LineFacts, Verbs
+
+
+class Unreadable(Exception):
+    """A delivery that no exchange can be made of.
+
+    With an ``address`` it can still be answered ``invalid``; a ``dead`` one goes to the dead letters besides.
+    """
+
+    def __init__(self, reason: str, *, address: str = "", id: str = "", codec: Codec = JSON, dead: bool) -> None:
+        self.reason = reason
+        self.address = address
+        self.id = id
+        self.codec = codec
+        self.dead = dead
+        super().__init__(reason)
+
+
+class Intake:
+    """Reads deliveries. ``clock`` gives loop time, ``wall`` Unix time (s)."""
+
+    def __init__(
+        self, settings: CommandSettings, *, clock: Callable[[], float], wall: Callable[[], float] = time.time
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._wall = wall
+        self._addresses = ReplyAddresses(settings.reply_to, glob=settings.reply_to_glob)
+        self._verbs = Verbs(background=settings.background, safe=settings.safe)
+        self._direct_timeout = settings.connect_timeout + settings.command_timeout
+        self._prefixes = tuple(queue + "." for queue in settings.queues)
+        self._queue_nodes: dict[str, str] = dict.fromkeys(settings.queues, "")
+
+    def read(self, delivery: Delivery) -> Exchange:
+        """The exchange of a delivery; a wrong request that can be answered bears its refusal. Raises ``Unreadable``."""
+        payload = delivery.payload
+        broker = delivery.reply_to
+        if broker and not reply_subject_allowed(broker):
+            raise Unreadable(f"reply subject {broker[:80]!r} is not permitted", dead=True)
+        try:
+            request, codec = parse_request(payload)
+        except InvalidRequest as error:
+            raise self._unread(delivery, broker, error) from None
+        id = request.id or delivery.entry_id
+        address = self._address(broker, request.reply_to, id, codec)
+        now, unix = self._clock(), self._wall()
+        queued = delivery.queued_at
+        age = 0.0 if queued is None or queued > unix else unix - queued
+        key = request.id or (f"{delivery.queue}/{id}" if id else "")
+        node = self._node_of_queue(delivery.queue)
+        facts = self._verbs.read(request.command) if request.command else _NO_LINE
+        manner = manner_of(request, background=facts.background)
+        exchange = Exchange(
+            delivery=delivery,
+            request=request,
+            codec=codec,
+            address=address,
+            id=id,
+            key=key,
+            queue_node=node,
+            queued_at=now - age,
+            deadline=now + (self._deadline(request, manner, unix - age) - unix),
+            to=node or request.to or _default_target(request, facts),
+            verb=facts.verb,
+            safe=facts.safe,
+        )
+        try:
+            exchange.work = render(request, manner)
+        except InvalidRequest as error:
+            exchange.refusal = Refusal(Status.INVALID, str(error))
+        if node and request.to and request.to != node:
+            exchange.refusal = Refusal(Status.INVALID, f"to: on this queue it can only be {node}, or absent")
+        if len(payload) > self._settings.max_request:
+            text = f"the request of {len(payload)} bytes is over the limit of {self._settings.max_request} bytes"
+            exchange.refusal = Refusal(Status.TOO_LARGE, text)
+        return exchange
+
+    def _deadline(self, request: CommandRequest, manner: Manner, queued_at: float) -> float:
+        settings = self._settings
+        default = self._direct_timeout if manner is Manner.DIRECT else settings.job_timeout
+        return request.deadline(queued_at, default, settings.max_timeout)
+
+    def _address(self, broker: str, wanted: str, id: str, codec: Codec) -> str:
+        if wanted and not self._addresses.allows(wanted):
+            text = f"reply_to: {wanted[:80]!r} is not permitted"
+            raise Unreadable(text, address=broker, id=id, codec=codec, dead=True)
+        if broker or wanted:
+            return broker or wanted
+        if self._settings.reply_prefix and id:
+            return self._settings.reply_prefix + id
+        raise Unreadable("no reply address", dead=True)
+
+    def _unread(self, delivery: Delivery, broker: str, error: InvalidRequest) -> Unreadable:
+        wanted = error.reply_to or ""
+        if wanted and not self._addresses.allows(wanted):
+            wanted = ""
+        id = error.id or delivery.entry_id
+        address = broker or wanted
+        if not address and id and self._settings.reply_prefix and error.field != "reply_to":
+            address = self._settings.reply_prefix + id
+        try:
+            codec = codec_of(delivery.payload)
+        except Exception:
+            codec = JSON
+        # What cannot even be decoded is a dead letter; so is what must not be answered where it asks for.
+        dead = not address or error.field == "reply_to"
+        return Unreadable(str(error), address=address, id=id, codec=codec, dead=dead)
+
+    def _node_of_queue(self, queue: str) -> str:
+        node = self._queue_nodes.get(queue)
+        if node is None:
+            node = next((queue[len(prefix) :] for prefix in self._prefixes if queue.startswith(prefix)), "")
+            self._queue_nodes[queue] = node
+        return node
+
+
+_NO_LINE: Final = LineFacts("", "", background=False, safe=False)
+
+
+def _default_target(request: CommandRequest, facts: LineFacts) -> str:
+    uuid = facts.call or request.uuid
+    return f"call:{uuid}" if uuid else "any"

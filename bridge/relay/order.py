@@ -1,0 +1,53 @@
+"""Strict order: the requests of one node's own queue, one after another.
+
+This room never knows what a request does; it only says whose turn it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Line:
+    """One queue of waiting turns; at most one turn is taken at any time."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Callable[[], None]] = {}
+        self._number = 0
+        self._taken = False
+        self._handing = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enter(self, turn: Callable[[], None]) -> int:
+        """Call ``turn`` when all before it have left, at once in an empty line. Returns the place.
+
+        Whoever had its turn calls ``leave`` exactly once, perhaps from within ``turn``.
+        """
+        self._number += 1
+        self._waiting[self._number] = turn
+        place = self._number
+        self._hand_on()
+        return place
+
+    def withdraw(self, place: int) -> bool:
+        """Give up a place; True when the turn had not come and now never will."""
+        return self._waiting.pop(place, None) is not None
+
+    def leave(self) -> None:
+        """The turn that was taken is over."""
+        self._taken = False
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        # A loop instead of recursion: many turns may end at once (a line whose requests have all expired).
+        if self._handing:
+            return
+        self._handing = True
+        try:
+            while self._waiting and not self._taken:
+                self._taken = True
+                self._waiting.pop(next(iter(self._waiting)))()
+        finally:
+            self._handing = False

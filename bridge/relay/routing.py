@@ -1,0 +1,248 @@
+"""Which node a command goes to: the interface that knows the nodes, and the choice among them.
+
+This room never sends anything; it remembers only what it chose lately, because HEARTBEATs are seconds apart.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
+
+import msgspec
+
+from bridge.messages.reply import Status
+from bridge.switch.command_pool import Outcome
+from bridge.switch.node import NodeLoad, NodeState
+
+# Nodes with nearly the best score share the work, else one of them would get all of it until its next HEARTBEAT.
+_AS_GOOD_AS = 0.95
+# Verbs that put a new call on the node.
+_STARTS_CALLS = frozenset({"originate"})
+
+_ALIVE = (NodeState.UP, NodeState.SUSPECT, NodeState.SYNCING)  # in the order of preference
+
+
+class Submission(Protocol):
+    """A command in a pool's hands."""
+
+    @property
+    def written_at(self) -> float:
+        """When it was given to a connection (loop time, s), 0.0 when that never happened."""
+
+    def cancel(self) -> None:
+        """Give it up: not yet written it never will be, written its reply is swallowed; ``done`` is not called."""
+
+
+class Pool(Protocol):
+    """The command connections of one node (``switch.command_pool`` fulfils it)."""
+
+    def submit(
+        self,
+        command: bytes,
+        done: Callable[[Outcome], None],
+        *,
+        deadline: float,
+        on_written: Callable[[], None] | None = None,
+    ) -> Submission:
+        """Write a command; ``done`` gets the outcome, never before this returned, and once more when it came late."""
+
+    def submit_job(
+        self,
+        line: str,
+        done: Callable[[Outcome], None],
+        *,
+        deadline: float,
+        on_accepted: Callable[[str], None] | None = None,
+        on_written: Callable[[], None] | None = None,
+    ) -> Submission:
+        """Write a ``bgapi``; ``done`` gets the outcome at its BACKGROUND_JOB."""
+
+    def submit_execute_wait(
+        self,
+        uuid: str,
+        app: str,
+        arg: str,
+        done: Callable[[Outcome], None],
+        *,
+        deadline: float,
+        on_written: Callable[[], None] | None = None,
+    ) -> Submission:
+        """Write an ``execute``; ``done`` gets the outcome at its CHANNEL_EXECUTE_COMPLETE."""
+
+
+class Nodes(Protocol):
+    """The nodes that commands can go to."""
+
+    def names(self) -> Collection[str]:
+        """Every node of the configuration, whatever its state."""
+
+    def pool(self, name: str) -> Pool | None:
+        """Its command connections; None for an unknown node."""
+
+    def state(self, name: str) -> str:
+        """Its state (CONNECTING, SYNCING, UP, SUSPECT, DOWN, DRAINING), "" for an unknown node."""
+
+    def load(self, name: str) -> NodeLoad | None:
+        """What its last HEARTBEAT said, None before the first."""
+
+    def tags(self, name: str) -> Collection[str]:
+        """Its tags."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a command goes nowhere; nothing was executed."""
+
+    status: Status
+    error: str
+
+
+class _Recent:
+    """What one node was given lately."""
+
+    __slots__ = ("begun", "heartbeat", "in_hand", "reserved")
+
+    def __init__(self) -> None:
+        self.in_hand = 0
+        self.reserved = 0  # calls begun since `heartbeat`, which its Session-Count does not hold yet
+        self.heartbeat = 0.0
+        self.begun: deque[float] = deque()  # instants of the calls begun within the last second
+
+
+class Router:
+    """Chooses nodes; ``took`` and ``gave_back`` tell it what became of the choice.
+
+    ``clock`` gives loop time (s), as ``NodeLoad.received_at`` does.
+    """
+
+    def __init__(self, nodes: Nodes, *, clock: Callable[[], float], max_in_flight_node: int) -> None:
+        self._nodes = nodes
+        self._clock = clock
+        self._limit = max_in_flight_node
+        self._recent: dict[str, _Recent] = {}
+        self._turn = 0
+
+    def choose(self, to: str, verb: str, tried: Collection[str] = ()) -> str | Refusal:
+        """The node for ``any``, ``tag:<tag>`` or a node's name, without those that were ``tried`` in vain."""
+        nodes = self._nodes
+        if to == "any":
+            names = nodes.names()
+            if len(names) == 1 and verb not in _STARTS_CALLS:
+                return self._choose_only(next(iter(names)), tried)
+            return self._choose_among(names, verb, tried, "there is no node")
+        if to.startswith("tag:"):
+            tag = to[4:]
+            tagged = [name for name in nodes.names() if tag in nodes.tags(name)]
+            if not tagged:
+                return Refusal(Status.NO_ROUTE, f"no node has the tag {tag!r}")
+            return self._choose_among(tagged, verb, tried, f"no node with the tag {tag!r}")
+        return self.refusal(to) or to
+
+    def refusal(self, node: str) -> Refusal | None:
+        """Why this very node cannot take the command now; None when it can."""
+        state = self._nodes.state(node)
+        if not state:
+            return Refusal(Status.UNAVAILABLE, f"unknown node {node!r}")
+        if state == NodeState.DOWN:
+            return Refusal(Status.UNAVAILABLE, f"node {node} is down")
+        if self._of(node).in_hand >= self._limit:
+            return Refusal(Status.BUSY, f"{self._limit} commands are in hand for node {node} already")
+        return None
+
+    def took(self, node: str, verb: str) -> None:
+        """A command goes to the node."""
+        recent = self._of(node)
+        recent.in_hand += 1
+        if verb in _STARTS_CALLS:
+            self._reserved(node, recent)
+            recent.reserved += 1
+            now = self._clock()
+            recent.begun.append(now)
+            _drop_older(recent.begun, now - 1.0)
+
+    def gave_back(self, node: str, verb: str, *, failed: bool) -> None:
+        """The command is over; when one that begins a call ``failed``, its reservation is void."""
+        recent = self._of(node)
+        recent.in_hand -= 1
+        if failed and verb in _STARTS_CALLS and self._reserved(node, recent):
+            recent.reserved -= 1
+
+    def in_hand(self, node: str) -> int:
+        """How many commands are in hand for the node."""
+        return self._of(node).in_hand
+
+    def _choose_only(self, name: str, tried: Collection[str]) -> str | Refusal:
+        if name in tried or self._nodes.state(name) not in _ALIVE:
+            return Refusal(Status.UNAVAILABLE, "there is no node that is up")
+        return self.refusal(name) or name
+
+    def _choose_among(self, names: Iterable[str], verb: str, tried: Collection[str], whom: str) -> str | Refusal:
+        state = self._nodes.state
+        by_state: dict[str, list[str]] = {alive: [] for alive in _ALIVE}
+        for name in names:
+            alike = by_state.get(state(name))
+            if alike is not None and name not in tried:
+                alike.append(name)
+        alive: list[str] = next(filter(None, by_state.values()), [])
+        if not alive:
+            return Refusal(Status.UNAVAILABLE, f"{whom} that is up")
+        refused: Refusal | None = None
+        able = []
+        for name in alive:
+            no = self.refusal(name)
+            if no is None and verb in _STARTS_CALLS and not self._may_begin(name):
+                no = Refusal(Status.BUSY, f"node {name} is at its Session-Per-Sec")
+            if no is None:
+                able.append(name)
+            else:
+                refused = no
+        if len(able) == 1:
+            return able[0]
+        return self._least_loaded(able) if able else refused or Refusal(Status.BUSY, f"{whom} that is free")
+
+    def _least_loaded(self, names: list[str]) -> str:
+        now = self._clock()
+        scores = {name: score for name in names if (score := self._score(name, now)) is not None}
+        if scores:
+            enough = max(scores.values()) * _AS_GOOD_AS
+            names = [name for name, score in scores.items() if score >= enough]
+        self._turn += 1
+        turn = self._turn % len(names)
+        return min(names[turn:] + names[:turn], key=self.in_hand)
+
+    def _score(self, name: str, now: float) -> float | None:
+        """``(1 - sessions/max) * idle-cpu``, reservations counted as sessions; None when the load is stale."""
+        load = self._nodes.load(name)
+        if load is None or not load.fresh(now):
+            return None
+        free = 1.0
+        if load.max_sessions > 0:
+            free -= (load.sessions + self._reserved(name, self._of(name))) / load.max_sessions
+        return max(0.0, free) * load.idle_cpu
+
+    def _reserved(self, name: str, recent: _Recent) -> int:
+        load = self._nodes.load(name)
+        if load is not None and load.received_at != recent.heartbeat:
+            recent.heartbeat = load.received_at
+            recent.reserved = 0  # Session-Count holds them now
+        return recent.reserved
+
+    def _may_begin(self, name: str) -> bool:
+        load = self._nodes.load(name)
+        now = self._clock()
+        if load is None or load.sessions_per_sec <= 0 or not load.fresh(now):
+            return True
+        begun = self._of(name).begun
+        _drop_older(begun, now - 1.0)
+        return len(begun) < load.sessions_per_sec
+
+    def _of(self, node: str) -> _Recent:
+        recent = self._recent.get(node)
+        if recent is None:
+            recent = self._recent[node] = _Recent()
+        return recent
+
+
+def _drop_older(instants: deque[float], limit: float) -> None:
+    while instants and instants[0] <= limit:
+        instants.popleft()
