@@ -264,7 +264,7 @@ class Protocol:
 
 
 def _ending(notice: Notice | None, text: str) -> str:
-    return f"{text}: {notice.text}" if notice is not None else text
+    return f"{text}: {' '.join(notice.text.split())}" if notice is not None else text
 
 
 def _verb(command: bytes) -> str:
