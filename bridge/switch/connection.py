@@ -225,7 +225,7 @@ class Connection(asyncio.BufferedProtocol):
                 secret = commands.userauth(url.username, url.password) if url.username else commands.auth(url.password)
                 self._protocol.send(secret, None)
                 self._flush()
-            elif type(one) is esl.ReplyReceived and self._protocol.state is not esl.State.AUTHENTICATING:
+            elif type(one) is esl.ReplyReceived and one.reply.status == "ok":
                 self._ready = True
                 if not self._authenticated.done():
                     self._authenticated.set_result(None)
