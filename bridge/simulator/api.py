@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bridge.simulator.api_calls import CallApi
 from bridge.simulator.events import SimulatedEvent
+from bridge.simulator.framing import whole
 from bridge.simulator.heart import up_time
 from bridge.simulator.serialise import Headers
 from bridge.simulator.show import Show
@@ -72,7 +73,10 @@ class Api:
         handler = self.commands.get(verb.lower())
         if handler is None:
             return f"-ERR {verb} Command not found!\n"
-        return handler(argument)
+        try:
+            return handler(argument)
+        except (ValueError, RecursionError):  # whatever a client can bring about: what a failing API is answered
+            return f"-ERR {verb} Command not found!\n"
 
     # --- running -----------------------------------------------------------------------------------
 
@@ -141,8 +145,7 @@ class Api:
         return f"{int(self._switch.uptime * factor)}\n"
 
     async def _msleep(self, argument: str) -> str:
-        digits = re.match(r"\s*(\d{1,9})", argument)
-        await self._switch.sleep(int(digits.group(1)) / 1000 if digits else 0)
+        await self._switch.sleep((whole(argument) or 0) / 1000)
         return "+OK"
 
     def _bgapi(self, argument: str) -> str:
@@ -197,27 +200,24 @@ class Api:
 
     def _fsctl(self, argument: str) -> str:
         words = argument.split()
-        match words[:2]:
-            case ["heartbeat", seconds] if seconds.isdigit():
-                self._switch.heart.interval = float(seconds)
+        number = whole(words[1]) if len(words) > 1 else None
+        match words[:1]:
+            case ["heartbeat"] if number:
+                self._switch.heart.interval = float(number)
                 return "+OK\n"
             case ["max_sessions"]:
+                self._switch.max_sessions = self._switch.max_sessions if number is None else number
                 return f"+OK max sessions: {self._switch.max_sessions}\n"
-            case ["max_sessions", number] if number.isdigit():
-                self._switch.max_sessions = int(number)
-                return f"+OK max sessions: {number}\n"
             case ["sps"]:
+                self._switch.sessions_per_second = number or self._switch.sessions_per_second
                 return f"+OK sessions per second: {self._switch.sessions_per_second}\n"
-            case ["sps", number] if number.isdigit():
-                self._switch.sessions_per_second = int(number)
-                return f"+OK sessions per second: {number}\n"
-            case ["hupall", *_]:
+            case ["hupall"]:
                 self._switch.calls.hang_up_all(words[1] if len(words) > 1 else "MANAGER_REQUEST")
                 return "+OK\n"
-            case ["shutdown", *rest]:
-                self._switch.restart_later(0.0 if "restart" in rest else 3600.0)
+            case ["shutdown"]:
+                self._switch.restart_later(0.0 if "restart" in words else 3600.0)
                 return "+OK\n"
-            case ["send_sighup" | "flush_db_handles" | "pause" | "resume" | "sync_clock" | "reclaim_mem", *_]:
+            case ["send_sighup" | "flush_db_handles" | "pause" | "resume" | "sync_clock" | "reclaim_mem"]:
                 return "+OK\n"
         return "-USAGE: [heartbeat [<seconds>]|hupall|max_sessions [num]|sps [num]|shutdown [restart]|sync_clock]\n"
 

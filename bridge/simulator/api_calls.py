@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from bridge.simulator.channel import Application, Channel
+from bridge.simulator.framing import whole
 from bridge.simulator.serialise import Value, render_json, to_text
 
 if TYPE_CHECKING:
@@ -220,9 +221,9 @@ class CallApi:
         )
         calls.route(channel)
         calls.ring(channel)
-        timeout = variables.get("originate_timeout", "60")
+        timeout = whole(variables.get("originate_timeout", "60")) or 60
         silent = "noanswer" in target
-        await switch.sleep(float(timeout) if silent and timeout.isdigit() else switch.answer_delay)
+        await switch.sleep(timeout if silent else switch.answer_delay)
         if channel.uuid not in calls.channels:
             return f"-ERR {channel.cause}\n"
         if silent:

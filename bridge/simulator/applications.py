@@ -9,7 +9,7 @@ import uuid as uuids
 from typing import TYPE_CHECKING
 
 from bridge.simulator.channel import Application, Channel
-from bridge.simulator.framing import ClientCommand
+from bridge.simulator.framing import ClientCommand, whole
 from bridge.simulator.serialise import Headers
 
 if TYPE_CHECKING:
@@ -44,13 +44,12 @@ class Applications:
         elif verb == "execute":
             name = command.header("execute-app-name") or ""
             argument = command.header("execute-app-arg") or command.body or ""
-            loops = command.header("loops") or ""
             self._switch.count(f"{what} {name} {argument}".rstrip())
             application = Application(
                 name=name,
                 argument=argument,
                 uuid=command.header("Event-UUID") or str(uuids.uuid4()),
-                loops=int(loops) if loops.isdigit() else 1,
+                loops=whole(command.header("loops") or "") or 1,
             )
             self.execute(channel, application)
         else:
@@ -143,7 +142,7 @@ class Applications:
             case "hangup":
                 self._calls.hang_up(channel, argument or "NORMAL_CLEARING")
             case "sleep":
-                await self._switch.sleep(int(argument or "0") / 1000 if argument.isdigit() else 0)
+                await self._switch.sleep((whole(argument) or 0) / 1000)
             case "playback":
                 await self._play(channel, argument)
                 return "FILE PLAYED"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bridge.simulator.connection import GOODBYE, Connection, render_api_response, render_raw_reply, render_reply
 from bridge.simulator.events import SENDEVENT, SimulatedEvent, event_named
-from bridge.simulator.framing import ClientCommand
+from bridge.simulator.framing import ClientCommand, whole
 from bridge.simulator.serialise import Headers
 from bridge.simulator.users import User, find_user
 
@@ -30,8 +30,9 @@ def log_level(text: str) -> int | None:
     text = text.strip().lower()
     if not text:
         return 7
-    if text.isascii() and text.isdigit():
-        return min(int(text[:3]), 7)
+    number = whole(text)
+    if number is not None:
+        return min(number, 7)
     if text == "error":
         return 3
     return LOG_LEVELS.index(text) if text in LOG_LEVELS else None

@@ -17,6 +17,12 @@ _LEADING = re.compile(rb"[\r\n]*")
 _DIGITS = re.compile(r"\s*-?\d+")
 
 
+def whole(text: str) -> int | None:
+    """The whole number that a word is, None when it is none (or absurdly long)."""
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
+
+
 class ClientCommand:
     """One command as it came: its line, its header lines, its body (cut at a NUL, as C strings are)."""
 

@@ -157,7 +157,7 @@ class Replay:
         self._playing: set[Connection] = set()
         self._started = False
         self._offsets = self._times(speed)
-        self._packed: dict[Format, list[bytes]] = {}
+        self._packed: dict[Format, list[tuple[bytes, int]]] = {}
 
     @property
     def core_uuid(self) -> str:
@@ -168,7 +168,7 @@ class Replay:
     def last_sequence(self) -> int:
         """The highest Event-Sequence of the recording."""
         numbers = (event.header("Event-Sequence") or "" for event in self.events)
-        return max((int(number) for number in numbers if number.isdigit()), default=0)
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def _times(self, speed: float) -> list[float]:
         if self._rate:
@@ -179,7 +179,7 @@ class Replay:
         first = latest = 0
         for event in self.events:
             text = event.header("Event-Date-Timestamp") or ""
-            moment = int(text) if text.isdigit() else latest
+            moment = int(text) if text.isdecimal() else latest
             first = first or moment
             latest = max(latest, moment)
             offsets.append((latest - first) / 1_000_000 / speed)
@@ -211,18 +211,20 @@ class Replay:
         try:
             blocks = self._blocks_for(connection.subscription)
             while blocks:
-                for block in blocks:
+                for block, count in blocks:
                     await connection.drain()
                     if connection.closing or not connection.subscription.listening:
                         return
                     connection.write(block)
+                    connection.events_sent += count
+                    connection.switch.events_fired += count
                     await asyncio.sleep(0)  # let its commands in
                 if not self._loop:
                     return
         finally:
             self._playing.discard(connection)
 
-    def _blocks_for(self, subscription: Subscription) -> list[bytes]:
+    def _blocks_for(self, subscription: Subscription) -> list[tuple[bytes, int]]:
         format = subscription.format
         if subscription.everything and not subscription.filters and subscription.call is None:
             if format not in self._packed:
@@ -231,8 +233,8 @@ class Replay:
         return self._pack([event.frame(format) for event in self.events if subscription.wants(event)])
 
     @staticmethod
-    def _pack(frames: list[bytes]) -> list[bytes]:
-        """Whole frames gathered to blocks, so that one write carries many."""
+    def _pack(frames: list[bytes]) -> list[tuple[bytes, int]]:
+        """Whole frames gathered to blocks, so that one write carries many; with their number."""
         blocks = []
         gathered: list[bytes] = []
         size = 0
@@ -240,8 +242,8 @@ class Replay:
             gathered.append(frame)
             size += len(frame)
             if size >= _BLOCK_BYTES:
-                blocks.append(b"".join(gathered))
+                blocks.append((b"".join(gathered), len(gathered)))
                 gathered, size = [], 0
         if gathered:
-            blocks.append(b"".join(gathered))
+            blocks.append((b"".join(gathered), len(gathered)))
         return blocks

@@ -6,7 +6,7 @@ It never decides who gets an event, and it knows no socket.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from json.encoder import encode_basestring
 from typing import Literal
 
@@ -62,26 +62,28 @@ def render_plain(headers: Iterable[tuple[str, Value]], body: str | None) -> byte
     return b"".join(parts)
 
 
-def _name(name: str) -> str:
-    key = _names.get(name)
-    if key is None:
-        if len(_names) >= _CACHE_LIMIT:
-            _names.clear()
-        key = _names[name] = encode_basestring(name) + ":"
-    return key
+def _learn(headers: Iterable[tuple[str, Value]]) -> None:
+    """Remember the header names as they stand in JSON."""
+    if len(_names) >= _CACHE_LIMIT:
+        _names.clear()
+    for name, _ in headers:
+        _names[name] = encode_basestring(name) + ":"
 
 
-def render_json(headers: Iterable[tuple[str, Value]], body: str | None) -> bytes:
+def _json_value(value: Value) -> str:
+    if isinstance(value, str):
+        return encode_basestring(value)
+    return f"[{','.join(map(encode_basestring, value))}]"
+
+
+def render_json(headers: Collection[tuple[str, Value]], body: str | None) -> bytes:
     """The text/event-json body: unformatted, keys repeated where the event repeats them, ``_body`` last."""
-    escape = encode_basestring
-    names = _names
-    parts: list[str] = []
-    for name, value in headers:
-        key = names.get(name) or _name(name)
-        if isinstance(value, str):
-            parts.append(key + escape(value))
-        else:
-            parts.append(f"{key}[{','.join(map(escape, value))}]")
+    names, escape = _names, encode_basestring
+    try:  # all names known and no array: nearly always
+        parts = [names[name] + escape(value) for name, value in headers]  # type: ignore[arg-type]
+    except (KeyError, TypeError):
+        _learn(headers)
+        parts = [names[name] + _json_value(value) for name, value in headers]
     if body is not None:
         parts.append(f'"Content-Length":"{len(to_bytes(body))}"')
         parts.append('"_body":' + escape(body))
@@ -107,7 +109,7 @@ def render_xml(headers: Iterable[tuple[str, Value]], body: str | None) -> bytes:
     return b"".join(parts)
 
 
-def render_frame(headers: Iterable[tuple[str, Value]], body: str | None, format: Format) -> bytes:
+def render_frame(headers: Collection[tuple[str, Value]], body: str | None, format: Format) -> bytes:
     """A whole event frame; its Content-Length comes first, as FreeSWITCH writes it."""
     if format == "json":
         raw = render_json(headers, body)
