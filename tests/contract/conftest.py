@@ -25,6 +25,8 @@ class Station:
     """Whether a request that nobody can take raises ``NoConsumer``."""
     absent_url = ""
     """A URL of this kind where nobody listens."""
+    forgets_closed_readers = True
+    """False where a blocked read of a closed connection still takes an entry (fakeredis)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -158,7 +160,9 @@ async def valkey_station(request: pytest.FixtureRequest) -> AsyncIterator[Statio
 
 async def fake_redis_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
     with fake_redis() as url:
-        yield RedisStation(url)
+        found = RedisStation(url)
+        found.forgets_closed_readers = False
+        yield found
 
 
 async def machine_nats_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:

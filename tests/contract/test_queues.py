@@ -62,9 +62,7 @@ class Caller:
 
         reply_to = self.bus.new_reply_address()
         body = {"id": identity, "text": text} | ({"reply_to": reply_to} if reply_to else {})
-        return await self.bus.request(
-            queue, json.dumps(body).encode(), "application/json", arrived, reply_to=reply_to
-        )
+        return await self.bus.request(queue, json.dumps(body).encode(), "application/json", arrived, reply_to=reply_to)
 
     def answered(self) -> int:
         return sum(1 for replies in self.replies.values() if replies)
@@ -206,6 +204,8 @@ async def test_replies_leave_after_the_drain(station: Any, eventually: Eventuall
 
 async def test_workers_restart_in_turn_and_no_request_is_lost(station: Any, eventually: Eventually) -> None:
     """32 callers, two places for workers, each worker replaced several times under load."""
+    if not station.forgets_closed_readers:
+        pytest.skip("this fake goes on reading for connections that are closed")
     caller = Caller(await station.open())
     stop = False
     asked = 0
