@@ -57,10 +57,10 @@ def options(
 
 def help_of(docstring: str) -> str:
     """Return a docstring as help: paragraphs flow, examples keep their lines (``\\b`` is Click's mark for that)."""
-    text = inspect.cleandoc(docstring).replace(f"{EXAMPLES}\n\n\b\n", f"\b{EXAMPLES}\n")
-    return "\n\n".join(
-        paragraph if paragraph.startswith("\b") else paragraph.replace("\n", " ") for paragraph in text.split("\n\n")
-    )
+    text, _, examples = inspect.cleandoc(docstring).partition(f"{EXAMPLES}\n\n\b\n")
+    paragraphs = [paragraph.replace("\n", " ") for paragraph in text.strip().split("\n\n")]
+    lines = [f"[dim]$[/dim] {line.strip()}" for line in examples.strip().split("\n")]
+    return "\n\n".join([*paragraphs, "\n".join([f"\b{EXAMPLES}", *lines])])
 
 
 for command in (demo, run, check, tail, call, simulate):

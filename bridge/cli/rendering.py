@@ -52,7 +52,7 @@ _TELLING: Mapping[str, tuple[str, ...]] = {
     "CALL_UPDATE": ("Channel-Name", "Direction"),
     "CODEC": ("Channel-Read-Codec-Name", "Channel-Write-Codec-Name"),
     "DTMF": ("DTMF-Digit", "DTMF-Duration"),
-    "HEARTBEAT": ("Session-Count", "Max-Sessions", "Idle-CPU", "Up-Time"),
+    "HEARTBEAT": ("Session-Count", "Max-Sessions", "Idle-CPU"),
     "BACKGROUND_JOB": ("Job-Command", "Job-Command-Arg", "_body"),
     "API": ("API-Command", "API-Command-Argument"),
     "RE_SCHEDULE": ("Task-Desc",),

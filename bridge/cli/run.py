@@ -6,9 +6,9 @@ This room reads the configuration, sets up the log and passes signals on; the wo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,11 @@ from bridge.cli.options import ConfigOption
 from bridge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from bridge.cli.loop import StopWish
     from bridge.config import Settings
+
+# What the worker may take beyond its drain time before it is not waited for any more, in seconds.
+PATIENCE = 5.0
 
 
 def run(
@@ -62,22 +66,29 @@ async def serve(settings: Settings) -> int:
 
     with stop_on_signals() as wish:
         worker = Worker(settings)
-        await worker.start()
+        try:
+            await worker.start()
+        except OSError as error:
+            raise ConfigError([("http.listen", f"cannot listen on {settings.http.listen}: {error.strerror}")]) from None
+        # What can never serve ends by itself, as if it had been told to.
+        worker.failed.add_done_callback(lambda _: wish.set())
         await wish.wait()
-        stopping = asyncio.ensure_future(worker.stop())
-        impatient = asyncio.ensure_future(wish.impatient.wait())
-        # The worker keeps to its drain time by itself; what hangs beyond it is not waited for.
-        await asyncio.wait(
-            {stopping, impatient},
-            timeout=settings.worker.drain_timeout + 5.0,
-            return_when=asyncio.FIRST_COMPLETED,
-        )
-        impatient.cancel()
-        if stopping.done():
-            stopping.result()
-            return exits.FINE
-        stopping.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await asyncio.wait({stopping}, timeout=1.0)
-        print("esl-bridge: ended before the drain was complete", file=sys.stderr)
-        return exits.FAILED
+        drained = await _drain(worker.stop(), wish, settings.worker.drain_timeout + PATIENCE)
+        if worker.failed.done():
+            return exits.tell(worker.failed.result())
+        return exits.FINE if drained else exits.FAILED
+
+
+async def _drain(stop: Coroutine[Any, Any, None], wish: StopWish, timeout: float) -> bool:
+    """Let the worker drain, for ``timeout`` s at most; a second signal ends it at once. Says whether it was done."""
+    stopping = asyncio.ensure_future(stop)
+    impatient = asyncio.ensure_future(wish.impatient.wait())
+    await asyncio.wait({stopping, impatient}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    impatient.cancel()
+    if stopping.done():
+        stopping.result()
+        return True
+    stopping.cancel()
+    await asyncio.wait({stopping}, timeout=1.0)
+    print("esl-bridge: ended before the drain was complete", file=sys.stderr)
+    return False

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bridge.messages.command import CommandReply
     from bridge.messages.event import EventMessage
 
-LINES_PER_SECOND = 10.0
+LINES_PER_SECOND = 6.0
 _NOISY = ("CHANNEL_STATE", "CHANNEL_CALLSTATE", "RE_SCHEDULE", "CALL_UPDATE", "PRESENCE", "API", "MODULE", "COMMAND")
 
 

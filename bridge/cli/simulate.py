@@ -41,7 +41,7 @@ def simulate(
         list[str] | None,
         typer.Option(
             "--fault",
-            help="Misbehave: NAME[:ARGUMENT][@AFTER][/EVERY]. May be repeated; 'list' shows them all.",
+            help="Misbehave, as NAME:ARGUMENT@AFTER/EVERY (all but NAME may be left out); 'list' shows them.",
             metavar="FAULT",
         ),
     ] = None,

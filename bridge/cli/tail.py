@@ -27,7 +27,7 @@ CONNECT_TIMEOUT = 5.0
 
 def tail(
     pattern: Annotated[
-        str, typer.Argument(help="Event names to show, as a glob: CHANNEL_*, CUSTOM:sofia::*", metavar="[PATTERN]")
+        str, typer.Argument(help="Event names to show, as a glob: CHANNEL_*, CUSTOM:sofia::*", metavar="PATTERN")
     ] = "*",
     where: Annotated[
         list[str] | None,

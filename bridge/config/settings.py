@@ -220,6 +220,7 @@ class PolicySettings(Section):
     allow: list[str] = setting([], "Patterns of what may run; empty: everything that is not denied")
     deny: list[str] | None = setting(None, "Patterns of what may not run; absent: the built-in list")
     rates: dict[str, float] = setting({}, "Most commands of a verb on one node", unit="1/s")
+    audit: bool = setting(False, "Tell every command and its outcome on fs.bridge.audit, secrets redacted")
 
     @model_validator(mode="after")
     def _check(self) -> PolicySettings:

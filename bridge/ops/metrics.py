@@ -35,7 +35,7 @@ class Metrics:
     """
 
     def __init__(self, *, process: bool = True) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
         if process:
             ProcessCollector(registry=self.registry)
