@@ -157,6 +157,11 @@ class Event(msgspec.Struct, gc=False, eq=False):
             self._rendered()
         return bool(self._repaired)
 
+    def __repr__(self) -> str:
+        envelope = self._envelope
+        what = f"{envelope.name} {self.identity}" if envelope is not None else "unread"
+        return f"<Event {what}, {len(self.raw)} bytes {self.format}>"
+
     def _decoded(self) -> dict[str, HeaderValue]:
         try:
             return decode_json(self.raw)
@@ -169,11 +174,11 @@ class Event(msgspec.Struct, gc=False, eq=False):
             self._repaired = False
             if raw.isascii():
                 return raw
-            text = raw.decode("utf-8", "replace")
-            if "\ufffd" in text:
-                repaired = text.encode()
-                self._repaired = repaired != raw
-                return repaired
+            try:
+                raw.decode()
+            except UnicodeDecodeError:
+                self._repaired = True
+                return raw.decode("utf-8", "replace").encode()
             return raw
         block, raw_body = split_plain(raw)
         headers, self._repaired = decode_plain(block)

@@ -19,7 +19,7 @@ _UNDEFINED: Final = b"_undef_"  # how the plain format writes an empty value
 _ARRAY: Final = "ARRAY::"
 _ARRAY_SEPARATOR: Final = "|:"
 # Every line a name, one ": ", a value without colon: FreeSWITCH encodes colons, but not what is in names.
-_REGULAR: Final = re.compile(rb"(?:[^:%\n\0]++: [^:\n\0]*+(?:\n|\Z))++")
+_REGULAR: Final = re.compile(rb"(?:[^:%\n\0]++: [^:\n\0]*+(?:\n(?!\Z)|\Z))++")
 
 
 def split_plain(raw: bytes) -> tuple[bytes, bytes | None]:

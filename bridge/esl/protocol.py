@@ -236,9 +236,10 @@ class Protocol:
         if frame.content_type == COMMAND_REPLY and frame.body:
             hint = f" ({_LONG_ALLOW_LIST})" if b"\nAllowed-" in frame.head else ""
             raise ProtocolError(f"a reply ran into the frame behind it{hint}")
-        pending = self._pending.take()
-        if pending is None:
+        pending = self._pending.first
+        if pending is None or not pending.sent:
             raise ProtocolError("a reply to nothing")
+        self._pending.take()
         reply = Reply.of(frame)
         occurrences.append(ReplyReceived(pending, reply))
         if self.state is State.AUTHENTICATING and pending.command in _AUTH_COMMANDS:

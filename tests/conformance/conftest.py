@@ -24,12 +24,16 @@ TRAILER = b"Content-Type: text/x-trailing\nContent-Length: 5\n\n\n\nend"
 
 
 class Feeder:
-    """Feeds a case whole, byte by byte, or with trailing data, and takes the trailing data's frame off the result."""
+    """Feeds a case whole, byte by byte, or with trailing data, and takes the trailing data's frame off the result.
+
+    What the protocol has to send counts as written before.
+    """
 
     def __init__(self, way: str) -> None:
         self.way = way
 
     def __call__(self, protocol: Protocol, data: bytes) -> list[Occurrence]:
+        protocol.data_to_send()
         occurrences: list[Occurrence] = []
         for piece in self._pieces(data):
             occurrences += protocol.receive_data(piece)

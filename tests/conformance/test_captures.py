@@ -244,8 +244,10 @@ def test_slow_reader_gets_every_event_and_the_reason(capture):
     protocol = Protocol()
     protocol.receive_data(b"Content-Type: auth/request\n\n")
     protocol.send(b"auth x\n\n")
+    protocol.data_to_send()
     protocol.receive_data(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
     protocol.send(b"event plain all\n\n")
+    protocol.data_to_send()
     occurrences: list[Any] = []
     for start in range(0, len(recorded.rx), 65_536):
         occurrences += protocol.receive_data(recorded.rx[start : start + 65_536])
@@ -260,6 +262,7 @@ def test_cut_allow_list_is_named(capture):
     protocol = Protocol()
     protocol.receive_data(recorded.rx[:28])
     protocol.send(b"userauth esl4@127.0.0.1:p4\n\n")
+    protocol.data_to_send()
     assert protocol.receive_data(recorded.rx[28:566]) == []
     assert "esl-allowed-api" in protocol.hint
 
@@ -295,6 +298,7 @@ def test_every_cut_of_a_recording_ends_without_half_an_event(capture, name):
         occurrences = protocol.receive_data(recorded.rx[:28])
         for _ in range(500):
             protocol.send(b"auth x\n\n")
+            protocol.data_to_send()
         occurrences = protocol.receive_data(recorded.rx[28:cut]) if cut > 28 else []
         events = sum(isinstance(occurrence, Event) for occurrence in occurrences)
         assert events == sum(end <= cut and kind.startswith("text/event") for end, kind in ends)

@@ -65,6 +65,12 @@ def test_row_12_reply_to_nothing(feed, protocol, reply, api_result):
     assert closed.reason is CloseReason.PROTOCOL_ERROR
 
 
+def test_row_12_reply_to_what_was_not_written_yet(protocol, api_result):
+    pending = protocol.send(commands.api("x"))
+    (closed,) = protocol.receive_data(api_result(b"x"))
+    assert (closed.reason, closed.lost, pending.sent) == (CloseReason.PROTOCOL_ERROR, [pending], False)
+
+
 def test_row_13_job_registered_before_its_result(feed, protocol, json_event):
     jobs = JobTable()
     jobs.register("1a2b3c4d-0001", "caller")
@@ -91,14 +97,14 @@ def test_row_15_job_without_output(feed, protocol, json_event, plain_event):
     assert [event.body for event in feed(protocol, plain + json)] == ["", ""]
 
 
-def test_row_16_disconnect_while_five_commands_and_three_jobs_pend(feed, protocol):
+def test_row_16_disconnect_while_five_commands_and_three_jobs_pend(protocol):
     jobs = JobTable()
     for n in range(3):
         jobs.register(f"j{n}", f"job {n}")
     sent = [protocol.send(commands.api(f"c{n}"), n) for n in range(3)]
     protocol.data_to_send()
     unsent = [protocol.send(commands.api(f"c{n}"), n) for n in (3, 4)]
-    feed(protocol, GOODBYE)
+    protocol.receive_data(GOODBYE)
     (closed,) = protocol.receive_eof()
     assert closed.lost == sent + unsent
     assert [pending.sent for pending in closed.lost] == [True, True, True, False, False]
@@ -132,6 +138,7 @@ def test_row_44_userauth_reply_without_blank_line():
     protocol = Protocol()
     protocol.receive_data(GREETING)
     protocol.send(commands.userauth("u@d", "p"))
+    protocol.data_to_send()
     assert protocol.hint == ""
     assert protocol.receive_data(ACCEPTED[:-1] + b"Allowed-Events: all\nAllowed-API: status,api_c") == []
     assert "allow-list" in protocol.hint
