@@ -57,15 +57,21 @@ class _Reader:
 
     def __init__(self) -> None:
         self.acts: list[Act] = []
+        self._seen: set[Found] = set()
         self._depth = 0
+        self._past_end = 0
 
     def add(self, kind: ActKind, name: str, arguments: str) -> None:
         if len(self.acts) >= MAX_ACTS:
             raise Unreadable(f"more than {MAX_ACTS} commands in one")
-        self.acts.append(Act(kind, canonical(name), canonical(f"{name} {arguments}")))
+        found = canonical(name)
+        self.acts.append(Act(kind, found, canonical(f"{name} {arguments}") if arguments else found))
 
     def read(self, kind: ActKind, name: str, arguments: str) -> None:
         """Add one command or application and all that its arguments hold."""
+        if (kind, name, arguments) in self._seen:
+            return
+        self._seen.add((kind, name, arguments))
         self.add(kind, name, arguments)
         if not arguments:
             return
@@ -76,7 +82,10 @@ class _Reader:
         if self._depth >= MAX_DEPTH:
             raise Unreadable(f"commands nested deeper than {MAX_DEPTH}")
         self._depth += 1
-        wrapper = _WRAPPERS.get(canonical(name))
+        known = self.acts[-1].name
+        if known in _DIAL_STRINGS and not self._past_end:
+            texts.check_balance(arguments)
+        wrapper = _WRAPPERS.get(f"{kind}:{known}") or _WRAPPERS.get(known)
         if wrapper is not None:
             for found in wrapper(arguments):
                 self.read(*found)
@@ -93,8 +102,10 @@ class _Reader:
                 for line in texts.expansions(hidden):
                     self.read("api", *_split(line))
         if "=" in text:
+            self._past_end += 1  # what a variable holds is read to the end of the text, where brackets need not pair
             for kind, name, arguments in texts.hooks(text):
                 self.read("api" if kind == "api" else "app", name, arguments)
+            self._past_end -= 1
             for name, arguments in texts.endpoint_apps(text):
                 self.read("app", name, arguments)
         if "&" in text:
@@ -232,12 +243,6 @@ def _digit_action(arguments: str) -> Iterator[Found]:
         yield ("api" if match[1] == "api" else "app"), match[2], match[3]
 
 
-def _balanced(arguments: str) -> Iterator[Found]:
-    """Dial strings hold variables and applications: where a part ends must be certain."""
-    texts.check_balance(arguments)
-    return iter(())
-
-
 # Commands and applications whose arguments hold further ones in a way of their own. What `read_text` finds anywhere
 # (`${...}`, `&app`, inline dialplans, variables that hold commands) needs no entry.
 _WRAPPERS: dict[str, Callable[[str], Iterator[Found]]] = {
@@ -251,12 +256,13 @@ _WRAPPERS: dict[str, Callable[[str], Iterator[Found]]] = {
     "push": _push,
     "unshift": _push,
     "uuid_broadcast": _broadcast(1),
-    "sched_broadcast": _broadcast(1),
+    "sched_broadcast": _broadcast(2),
     "bind_meta_app": _broadcast(3),
     "limit_execute": _app_at(4),
-    "tone_detect": _app_at(4),
+    "app:tone_detect": _app_at(4),
+    "api:tone_detect": _app_at(5),
     "bind_digit_action": _digit_action,
-    "originate": _balanced,
-    "bridge": _balanced,
-    "att_xfer": _balanced,
 }
+
+# Dial strings hold variables and applications: where a part ends must be certain.
+_DIAL_STRINGS = frozenset({"originate", "bridge", "att_xfer"})

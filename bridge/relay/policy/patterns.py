@@ -48,7 +48,8 @@ class Pattern:
     """One pattern of an allow or deny list. Raises ``ValueError`` that names the fault.
 
     ``exact_name`` is set for a pattern that is nothing but a name, ``first_word`` for one that begins with a name
-    without globs, ``whole_text`` for a ``text:`` pattern, which speaks of no command at all.
+    without globs, ``whole_text`` for a ``text:`` pattern, which speaks of no command at all; it cannot match a text
+    without ``must_hold``.
 
     On a deny list (``strict`` False) a line pattern ends at any boundary of a word, on an allow list at a space:
     in doubt the answer is no.
@@ -60,12 +61,12 @@ class Pattern:
         "_name",
         "_node",
         "_op",
-        "_pieces",
         "_strict",
         "_text",
         "exact_name",
         "first_word",
         "looks_inside",
+        "must_hold",
         "needs_node",
         "text",
         "whole_text",
@@ -77,7 +78,7 @@ class Pattern:
         self._node: re.Pattern[str] | None = None
         self._text: re.Pattern[str] | None = None
         self._kind: ActKind | None = None
-        self._pieces: tuple[str, ...] = ()
+        self.must_hold = ""
         self._strict = strict
         words = text.split()
         if not words:
@@ -94,7 +95,7 @@ class Pattern:
                 self._once(self._text, qualifier)
                 glob = " ".join([value, *words])
                 self._text = _glob(glob)
-                self._pieces = tuple(piece for piece in re.split(r"[*?]+", glob.lower()) if piece)
+                self.must_hold = max(re.split(r"[*?]+", glob.lower()), key=len)
                 words = []
             elif qualifier == "op":
                 self._once(self._op, qualifier)
@@ -110,10 +111,10 @@ class Pattern:
         if words and not line:
             raise ValueError(f"policy pattern {text!r} holds nothing but quotes")
         name, _, rest = line.partition(" ")
-        self._name = _glob(name) if name else None
+        self._name = _glob(name) if name and not rest else None
         self._line = _line_glob(line, strict=strict) if rest else None
         self.needs_node = self._node is not None
-        self.looks_inside = self._name is not None
+        self.looks_inside = bool(name)
         self.whole_text = self._text is not None
         literal = bool(name) and not set(name) & {"*", "?"}
         self.first_word = name if literal else ""
@@ -138,24 +139,22 @@ class Pattern:
             and (self._line is None or self._line.match(act.line) is not None)
             and (self._op is None or self._op.match(op) is not None)
             and (self._node is None or (self._node.match(node.lower()) is not None if node else self._strict))
-            and (
-                self._text is None
-                or (all(piece in text for piece in self._pieces) and self._text.match(text) is not None)
-            )
+            and (self._text is None or self._text.match(text) is not None)
         )
 
 
 def _glob(text: str) -> re.Pattern[str]:
-    return re.compile(_glob_source(text.lower()) + r"\Z", re.DOTALL)
+    return re.compile(_glob_source(text.lower(), r"\Z"), re.DOTALL)
 
 
 def _line_glob(text: str, *, strict: bool) -> re.Pattern[str]:
-    source = _glob_source(text)
-    if text.endswith("*"):
-        return re.compile(source, re.DOTALL)
-    return re.compile(source + (r"(?:\s|\Z)" if strict else r"(?!\w)"), re.DOTALL)
+    return re.compile(_glob_source(text, r"(?:\s|\Z)" if strict else r"(?!\w)"), re.DOTALL)
 
 
-def _glob_source(text: str) -> str:
-    text = re.sub(r"\*+", "*", text)
-    return "".join(".*?" if char == "*" else "." if char == "?" else re.escape(char) for char in text)
+def _glob_source(text: str, end: str) -> str:
+    """Every piece behind a ``*`` is taken at its first place and never again, so that no text makes matching slow."""
+    first, *others = ["".join("." if char == "?" else re.escape(char) for char in piece) for piece in text.split("*")]
+    if not others:
+        return first + end
+    *middle, last = others
+    return first + "".join(f"(?>.*?{piece})" for piece in middle if piece) + (f".*?{last}{end}" if last else "")

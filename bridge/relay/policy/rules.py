@@ -100,10 +100,11 @@ class Policy:
     def _judge_text(self, request: CommandRequest, node: str, verdict: _Verdict, text: str | None = None) -> _Verdict:
         if self._texts:
             text = block_of(request) if text is None else text
-            pattern = _first_match(self._texts, Act("op", request.op, request.op), request.op, node, text)
-            if pattern is not None:
-                denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
-                return _Verdict(denial, verdict.verbs)
+            act = Act("op", request.op, request.op)
+            for pattern in self._texts:
+                if pattern.must_hold in text and pattern.matches(act, request.op, node, text):
+                    denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
+                    return _Verdict(denial, verdict.verbs)
         return verdict
 
     def _judge_acts(self, request: CommandRequest, node: str, text: str) -> _Verdict:

@@ -19,6 +19,7 @@ _HOOK = re.compile(rf"(?<![A-Za-z0-9-])(?:_nolocal_)?({_HOOK_NAME})\s*=(?=(.*))"
 _HOOK_ONLY = re.compile(rf"(?:nolocal:|local:|_nolocal_)?({_HOOK_NAME})\Z", re.IGNORECASE)
 _HOOK_VALUE = re.compile(r"[\s'\"\\]*([^\s:,;'\"\\\]}>()|]+)(.*)", re.DOTALL)
 _ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?(.*)", re.IGNORECASE | re.DOTALL)
+_QUOTES = str.maketrans("", "", "'\"")
 _AMPERSAND = re.compile(r"&(?<![^\s'\"&]&)&*\s*([^\s('\"&]+)(.*)", re.DOTALL)
 _BRACKET = re.compile(r"\\.|['{}\[\]()]", re.DOTALL)
 _ENCODED_EXPANSION = re.compile(r"%24\s*(?:%7b|\{)", re.IGNORECASE)
@@ -126,7 +127,7 @@ def decoded(text: str) -> str:
 def hooks(text: str) -> Iterator[tuple[str, str, str]]:
     """``(kind, name, arguments)`` of every ``api_...=`` and ``execute_on_...=`` assignment in the text.
 
-    The arguments run to the end of the text: too much rather than too little.
+    The arguments run to the end of the text, without quotes: too much rather than too little.
     """
     lowered = text.lower()
     if not ("api_" in lowered or "exec" in lowered or "group_confirm" in lowered):
@@ -147,7 +148,7 @@ def hook(variable: str, value: str) -> tuple[str, str, str] | None:
         raise Unreadable(f"{known[1]} whose command is computed by an expansion")
     lowered = known[1].lower()
     kind = "api" if lowered.startswith("api_") or lowered.endswith("_api") else "app"
-    return kind, found[1], found[2].lstrip(": ")
+    return kind, found[1], found[2].translate(_QUOTES).lstrip(": ")
 
 
 def ampersand_apps(text: str) -> Iterator[tuple[str, str]]:
