@@ -41,7 +41,9 @@ class Act(NamedTuple):
 
 def canonical(text: str) -> str:
     """Lower case, without quoting, rows of white space as one space: FreeSWITCH does not see these differences."""
-    return " ".join(text.translate(_QUOTING).lower().split())
+    if "'" in text or '"' in text or "\\" in text:
+        text = text.translate(_QUOTING)
+    return " ".join(text.lower().split())
 
 
 class Pattern:
