@@ -73,6 +73,8 @@ class Carrier:
         """Those of them that somebody waits for."""
         self.progress_at = 0.0
         """When the reply that is due next became the next one (loop time)."""
+        self.fruitful = False
+        """Whether it ever answered anything."""
         self.used_at = 0.0
         self.born_at = 0.0
         self.core_uuid = ""
@@ -171,6 +173,7 @@ class Carrier:
         """Hand replies and results to their commands."""
         now = self.pool.time()
         self.used_at = now
+        self.fruitful = True
         for one in occurrences:
             if type(one) is esl.ReplyReceived:
                 self.unanswered -= 1

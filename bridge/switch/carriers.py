@@ -26,7 +26,7 @@ HUNG_AFTER: Final = 0.1
 """A connection whose next reply is due for longer (s) gets no further command while it is."""
 
 _SLOW_AFTER = 0.03  # s; a second connection is opened then. FreeSWITCH looks at an idle connection every 20 ms.
-_YOUNG = 1.0  # s; a connection that dies younger counts as a failed attempt: no storm of connections
+_YOUNG = 1.0  # s; after a connection that died younger the next attempt waits
 
 
 class Carriers:
@@ -116,6 +116,14 @@ class Carriers:
                     return carrier.denial
         return None
 
+    def forgive(self) -> None:
+        """Forget the back-off: the node is known to be reachable."""
+        self.retry_at = 0.0
+        self.last_error = None
+        if self._retry is not None:
+            self._retry.cancel()
+            self._wake()
+
     def not_wanted(self, need: Need) -> None:
         """FreeSWITCH refuses it: new connections do not ask for it until somebody wants it again."""
         self._wanted.discard(need)
@@ -124,7 +132,10 @@ class Carriers:
 
     def grow(self, now: float) -> None:
         """Open one more connection, unless one is being opened, enough are open, or the back-off says no."""
-        if self.unwanted is not None or self.connecting is not None or now < self.retry_at:
+        if self.unwanted is not None or self.connecting is not None:
+            return
+        if now < self.retry_at:
+            self._wake_later()
             return
         if len(self.ready) >= self._max_connections:
             self._park(now)
@@ -207,11 +218,13 @@ class Carriers:
                 carriers.remove(carrier)
         now = self._pool.time()
         if reason is not CloseReason.LOCAL:
-            if now - carrier.born_at < _YOUNG:
-                self.last_error = error
-                self.retry_at = max(self.retry_at, now + self._backoff.delay(reason))
-            else:
+            if now - carrier.born_at >= _YOUNG:
                 self._backoff.reset()
+            else:
+                # No storm of connections; but only one that never answered means that there is no hope.
+                self.retry_at = max(self.retry_at, now + self._backoff.delay(reason))
+                if not carrier.fruitful:
+                    self.last_error = error
         if self.unwanted is None:
             self._pool.jobs.orphan(carrier.origins)
             self.place_orphans()
@@ -251,11 +264,17 @@ class Carriers:
                 adopter.adopt(origin)
                 pool.jobs.adopted(origin)
         if pool.jobs.orphans and not self.ready and self.connecting is None:
-            # Nobody submits, perhaps: try again by ourselves, once per back-off.
-            if self._retry is not None:
-                self._retry.cancel()
-            when = max(self.retry_at, now + _SLOW_AFTER)
-            self._retry = asyncio.get_running_loop().call_at(when, self.place_orphans)
+            self._wake_later()  # nobody submits, perhaps
+
+    def _wake_later(self) -> None:
+        if self._retry is None:
+            when = max(self.retry_at, self._pool.time() + _SLOW_AFTER)
+            self._retry = asyncio.get_running_loop().call_at(when, self._wake)
+
+    def _wake(self) -> None:
+        self._retry = None
+        self.place_orphans()
+        self._pool.advance(self._pool.time())
 
     def release_adopted(self) -> None:
         """Drop the filters of lost connections whose jobs are all over."""

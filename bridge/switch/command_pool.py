@@ -163,7 +163,7 @@ class CommandPool:
 
     def node_up(self, core_uuid: str = "") -> None:
         """The node is known to be reachable: do not wait for the back-off; another Core-UUID ends its old jobs."""
-        self._carriers.retry_at = 0.0
+        self._carriers.forgive()
         self.core_uuid_told(core_uuid)
         self._carriers.place_orphans()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -151,11 +151,11 @@ async def make_pool() -> AsyncIterator[Callable[..., CommandPool]]:
 
 
 @pytest.fixture
-def failures() -> Iterator[list[Exception]]:
+def failures() -> list[Exception]:
     """What was reported to the loop's exception handler."""
     seen: list[Exception] = []
     asyncio.get_event_loop().set_exception_handler(lambda _, context: seen.append(context["exception"]))
-    yield seen
+    return seen
 
 
 class Script(asyncio.Protocol):

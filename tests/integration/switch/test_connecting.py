@@ -61,7 +61,7 @@ async def fails(url: str, timeout: float = 5.0) -> EslError:
     return caught.value
 
 
-# --- addresses --------------------------------------------------------------------------------------------------------
+# --- addresses ---
 
 
 async def test_ipv4(switch: SimulatedSwitch) -> None:
@@ -139,7 +139,7 @@ async def test_the_kernel_watches_the_peer(switch: SimulatedSwitch) -> None:
     await connection.wait_closed()
 
 
-# --- failures ------------------------------------------------------------------------------------------------------------
+# --- failures ---
 
 
 async def test_nobody_listens(switch: SimulatedSwitch) -> None:

@@ -53,9 +53,7 @@ async def test_every_event_once_and_in_order(
 
 
 @pytest.mark.parametrize("format", ["json", "plain"])
-async def test_formats(
-    switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until, format: str
-) -> None:
+async def test_formats(switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until, format: str) -> None:
     link = make_link(switch.url, format=format)
     await until(lambda: link.connected)
     switch.fire("CUSTOM", {"a": "1 2:3"}, "body\n", "sofia::register")
@@ -90,7 +88,7 @@ async def test_heartbeats_are_kept_from_those_who_did_not_ask(
 ) -> None:
     link = make_link(switch.url, subscribe=["DTMF"])
     await until(lambda: link.connected)
-    switch.beat()
+    switch.heart.beat()
     switch.fire("DTMF")
     await until(lambda: recorder.seen)
     assert recorder.names() == ["DTMF"]
@@ -101,7 +99,7 @@ async def test_heartbeats_are_kept_from_those_who_did_not_ask(
 async def test_heartbeats_pass_a_filter(switch: SimulatedSwitch, make_link: MakeLink, until: Until) -> None:
     link = make_link(switch.url, filters=["Unique-ID 4711"])
     await until(lambda: link.connected)
-    switch.beat()
+    switch.heart.beat()
     await until(lambda: link.load)
 
 
@@ -117,7 +115,7 @@ async def test_log_lines(switch: SimulatedSwitch, make_link: MakeLink, recorder:
     assert [(line.level, line.text, line.file, line.line) for line in recorder.logs] == [(6, "hello", "a.c", 12)]
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
+# --- losses ---
 
 
 async def test_a_loss_is_a_gap_with_both_identities(
@@ -258,7 +256,7 @@ async def test_a_restart_is_told(switch: SimulatedSwitch, make_link: MakeLink, r
     old = switch.core_uuid
     await switch.restart()
     await until(lambda: link.reconnects == 1)
-    assert [reason for reason, _ in recorder.losses][0] == "shutdown"
+    assert recorder.losses[0][0] == "shutdown"
     assert [change.restarted for change in recorder.changes if change.state is NodeState.UP] == [False, True]
     assert recorder.ups[1][0] == link.core_uuid == switch.core_uuid != old
 
@@ -277,7 +275,7 @@ async def test_garbage_closes_that_connection_only(
     await until(lambda: link.connected)
 
 
-# --- what the handler and the operator do ---------------------------------------------------------------------------------
+# --- what the handler and the operator do ---
 
 
 async def test_a_failing_handler_is_reported_and_kills_nothing(
@@ -335,14 +333,14 @@ async def test_own_api_events_are_suppressed(
     link = make_link(switch.url, own_commands=own)
     await until(lambda: link.connected)
     own.add("status")
-    switch.run_api("status")
-    switch.run_api("status")  # somebody else's
+    switch.fire("API", {"API-Command": "status"})
+    switch.fire("API", {"API-Command": "status"})  # somebody else's
     switch.fire("DTMF")
     await until(lambda: "DTMF" in recorder.names())
     assert recorder.names() == ["API", "DTMF"]
 
 
-# --- restricted users --------------------------------------------------------------------------------------------------------
+# --- restricted users ---
 
 
 def userauth(switch: SimulatedSwitch, name: str = "bridge@example.org") -> str:
@@ -379,9 +377,7 @@ async def test_a_user_without_heartbeat_is_probed(make_link: MakeLink, recorder:
         await link.stop()
 
 
-async def test_what_the_operator_asked_for_must_be_permitted(
-    make_link: MakeLink, recorder: Any, until: Until
-) -> None:
+async def test_what_the_operator_asked_for_must_be_permitted(make_link: MakeLink, recorder: Any, until: Until) -> None:
     user = User("secret", allowed_events=["HEARTBEAT"])
     async with SimulatedSwitch(users={"bridge@example.org": user}) as switch:
         link = make_link(userauth(switch), subscribe=["DTMF"])
@@ -394,7 +390,7 @@ async def test_what_the_operator_asked_for_must_be_permitted(
         await link.stop()
 
 
-# --- liveness ------------------------------------------------------------------------------------------------------------------
+# --- liveness ---
 
 
 async def test_a_late_heartbeat_makes_it_suspect_and_the_next_one_up(
@@ -405,7 +401,7 @@ async def test_a_late_heartbeat_makes_it_suspect_and_the_next_one_up(
         await until(lambda: link.connected)
         await until(lambda: switch.fire("DTMF") and link.state is NodeState.SUSPECT)
         assert link.connected
-        switch.beat()
+        switch.heart.beat()
         await until(lambda: link.state is NodeState.UP)
         assert recorder.changes[-1].reason == "heartbeat"
         assert recorder.losses == []

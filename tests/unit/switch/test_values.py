@@ -24,7 +24,7 @@ from bridge.switch.node import NodeLoad
 from bridge.switch.own_commands import OwnCommands
 from bridge.switch.subscription import Purpose, Subscription, split_names
 
-# --- load ------------------------------------------------------------------------------------------------------------
+# --- load ---
 
 
 def heartbeat(**headers: str) -> Event:
@@ -68,7 +68,7 @@ def test_numbers_that_are_none_do_not_break_a_heartbeat(text: str) -> None:
     assert load(**{"Session-Count": text, "Idle-CPU": text}).score(100.0) == 0.0
 
 
-# --- back-off ----------------------------------------------------------------------------------------------------------
+# --- back-off ---
 
 
 def test_delays_grow_to_their_cap_and_are_jittered() -> None:
@@ -96,7 +96,7 @@ def test_classes_do_not_inherit_each_others_wait_and_success_forgets() -> None:
     assert backoff.delay("refused") <= 0.5
 
 
-# --- classes of failures -------------------------------------------------------------------------------------------------
+# --- classes of failures ---
 
 
 def caused(error: NotConnected, cause: Exception) -> NotConnected:
@@ -122,7 +122,7 @@ def test_every_failure_has_its_class(error: Exception, name: str) -> None:
     assert failure_class(error) == name
 
 
-# --- heartbeats ------------------------------------------------------------------------------------------------------------
+# --- heartbeats ---
 
 
 def test_a_late_heartbeat_is_suspicious_and_silence_is_death() -> None:
@@ -180,7 +180,7 @@ def test_an_interval_that_was_only_assumed_gives_way() -> None:
     assert watch.interval == 300.0
 
 
-# --- own commands ------------------------------------------------------------------------------------------------------------
+# --- own commands ---
 
 
 def test_each_line_answers_once() -> None:
@@ -213,7 +213,7 @@ def test_the_oldest_are_forgotten() -> None:
     assert own.take("echo", "90")
 
 
-# --- subscriptions -------------------------------------------------------------------------------------------------------------
+# --- subscriptions ---
 
 
 def lines(subscription: Subscription) -> list[str]:
