@@ -10,11 +10,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from redis.exceptions import OutOfMemoryError
-
 from bridge.bus.redis.link import Operation, ignore
 from bridge.bus.redis.publish import MAX_PAYLOAD
-from bridge.bus.redis.wire import EXEC, MULTI, Reply, command, describe
+from bridge.bus.redis.wire import EXEC, MULTI, Reply, ReplyError, command
 from bridge.bus.redis.writers import Writers
 from bridge.errors import MessageTooLarge
 
@@ -100,8 +98,8 @@ class Answers:
 
     def _sent(self, replies: list[Reply], error: Exception | None) -> None:
         for reply in replies:
-            if isinstance(reply, Exception):
-                self._on_problem(f"a reply was refused: {describe(reply)}")
+            if isinstance(reply, ReplyError):
+                self._on_problem(f"a reply was refused: {reply}")
                 return
 
     def _reply(self, address: str, payload: bytes) -> tuple[bytes, bytes, int]:
@@ -154,15 +152,15 @@ class _Completion:
                 self._in_doubt()
             return
         results = replies[-1]
-        if isinstance(results, Exception):  # EXECABORT: nothing ran
-            causes = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
+        if isinstance(results, ReplyError):  # EXECABORT: nothing ran
+            causes = [reply for reply in replies[:-1] if isinstance(reply, ReplyError)]
             self._refused(causes[0] if causes else results)
             return
         for result in results[: self._count]:
-            if isinstance(result, Exception):
-                self._answers.problem(f"a reply was refused: {describe(result)}")
+            if isinstance(result, ReplyError):
+                self._answers.problem(f"a reply was refused: {result}")
                 if not self._dead:
-                    self._bury(f"the reply could not be written: {describe(result)}")
+                    self._bury(f"the reply could not be written: {result}")
                 break
         self._entry.removed()
 
@@ -176,7 +174,7 @@ class _Completion:
         if error is not None:
             if not self._answers.closed:
                 self._in_doubt()
-        elif isinstance(replies[0], Exception) or not self._entry.is_there(replies[0]):
+        elif isinstance(replies[0], ReplyError) or not self._entry.is_there(replies[0]):
             self._entry.removed()
         else:
             self._step()
@@ -191,7 +189,7 @@ class _Completion:
             if not self._answers.closed:
                 self._write_first()
             return
-        refused = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        refused = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
         if refused is not None:
             self._refused(refused)
             return
@@ -201,17 +199,17 @@ class _Completion:
 
     # --- refusals --------------------------------------------------------------------------------------
 
-    def _refused(self, cause: Exception) -> None:
-        if isinstance(cause, OutOfMemoryError) or "OOM" in describe(cause)[:4]:
+    def _refused(self, cause: ReplyError) -> None:
+        if cause.code == "OOM":
             asyncio.get_running_loop().call_later(_RETRY_AFTER, self._step)
             return
-        self._answers.problem(f"{'a dead letter' if self._dead else 'a reply'} was refused: {describe(cause)}")
+        self._answers.problem(f"{'a dead letter' if self._dead else 'a reply'} was refused: {cause}")
         if not self._commands or self._dead:
             # Not even the removal is allowed: the entry stays, and is claimed when we have let it go.
             self._entry.removed()
             return
         self._commands, self._count = b"", 0
-        self._bury(f"the reply could not be written: {describe(cause)}")
+        self._bury(f"the reply could not be written: {cause}")
         self._step = self._transact
         self._step()
 

@@ -25,7 +25,7 @@ from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
-from bridge.bus.redis.wire import Reply, WireOptions, check_tls_files, command, describe
+from bridge.bus.redis.wire import Reply, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
 
@@ -64,14 +64,10 @@ class RedisBus:
             username=self._url.username,
             password=self._url.password,
             db=self._url.db,
-            tls=self._url.tls,
-            ca=tls_ca_file,
-            cert=tls_cert_file,
-            key=tls_key_file,
+            tls=tls_context(ca=tls_ca_file, cert=tls_cert_file, key=tls_key_file) if self._url.tls else None,
             name=name or "esl-bridge",
             connect_timeout=connect_timeout,
         )
-        check_tls_files(options)
         self._queue_type = queue_type
         self._worker = worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._claim_after = claim_after
@@ -141,7 +137,7 @@ class RedisBus:
             async with asyncio.timeout(timeout):
                 if not self._started:
                     probe = await self._servers.open()
-                    await probe.close()
+                    probe.abort(BusUnavailable("it was a try"))
                     self.start()
                 while not self.connected:
                     refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -260,7 +256,7 @@ class RedisBus:
         if error is not None:
             if operation.written and not isinstance(error, BusUnavailable):
                 await subscription.close()
-                raise BusRefused(f"{queue}: {describe(error)}")
+                raise BusRefused(f"{queue}: {error!s}")
             if not operation.written:
                 await subscription.close()
                 raise BusUnavailable(str(error))

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from bridge.bus.redis.wire import PING, Reply, Wire
+from bridge.bus.redis.wire import PING, Reply, ReplyError, Wire
 from bridge.errors import BusRefused, BusUnavailable
 
 Done = Callable[[list[Reply], Exception | None], None]
@@ -95,15 +95,15 @@ class Link:
         self._failed: asyncio.Future[Exception] | None = None
         self._awaiting: deque[Operation] = deque()
         self._out: list[Operation] = []
-        self._wake = asyncio.Event()
         self._heard = 0.0
-        self._timer: asyncio.TimerHandle
+        self._watched = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.reason = "not connected yet"
         self.on_up: Callable[[], None] = lambda: None
         self.on_down: Callable[[Exception], None] = lambda error: None
         self.on_absent: Callable[[Exception], None] = lambda error: None
         self.on_burst: Callable[[list[Reply]], None] = self._take
-        self.on_reply_error: Callable[[Operation, Exception], bool] = lambda operation, error: False
+        self.on_reply_error: Callable[[Operation, ReplyError], bool] = lambda operation, error: False
 
     @property
     def connected(self) -> bool:
@@ -137,8 +137,9 @@ class Link:
         """Write at the end of this turn of the loop; False when there is no connection."""
         if self._wire is None:
             return False
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
         self._out.append(operation)
-        self._wake.set()
         return True
 
     async def write(self, operation: Operation) -> None:
@@ -147,19 +148,13 @@ class Link:
         if wire is None or not wire.is_open:
             raise BusUnavailable(self.reason or "the connection is closed")
         self._book(operation)
-        try:
-            await wire.send((operation.commands,))
-        except BusUnavailable as error:
-            self.fail(error)
-            raise
-        except BaseException:
-            self.fail(BusUnavailable("a write was abandoned"))  # redis-py has closed the connection
-            raise
+        wire.write(operation.commands)
+        await wire.writable()
 
     def fail(self, error: Exception) -> None:
         """Break the connection off because of ``error``; it will be opened again."""
-        self._wire = None
         if self._failed is not None and not self._failed.done():
+            self._wire = None
             self._failed.set_result(error)
 
     # --- the connection's life -----------------------------------------------------------------------
@@ -182,34 +177,28 @@ class Link:
             await asyncio.sleep(self._backoff.next(refused=isinstance(end, BusRefused)))
 
     async def _serve(self, wire: Wire) -> Exception:
+        if not wire.is_open:
+            return BusUnavailable("the server closed the connection")
         loop = asyncio.get_running_loop()
-        failed: asyncio.Future[Exception] = loop.create_future()
-        self._failed = failed
+        self._failed = failed = loop.create_future()
         self._wire = wire
-        self._heard = loop.time()
+        self._heard = self._watched = loop.time()
         self.reason = ""
-        tasks = [asyncio.create_task(self._read(wire)), asyncio.create_task(self._send_posted(wire))]
-        self._timer = loop.call_later(self.pulse, self._watch)
-        if self._pushes:
-            self._timer.cancel()
+        wire.on_replies = self._burst
+        wire.on_lost = self.fail
+        if not self._pushes:
+            self._timer = loop.call_later(self.pulse, self._watch)
         error: Exception = BusUnavailable("closed")
         try:
             self.on_up()
-            ends: list[asyncio.Future[Exception] | asyncio.Task[None]] = [failed, *tasks]
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                error = failed.result()
-            else:
-                error = next((e for t in tasks if t.done() and isinstance(e := t.exception(), Exception)), error)
+            error = await failed
         finally:
             self._wire = None
             self._failed = None
-            self._timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self.reason = str(error)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await wire.close()
+            wire.abort(error)
             self._tell(error)
         return error
 
@@ -219,30 +208,35 @@ class Link:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._awaiting:
+        if now - self._watched > 3 * self.pulse:
+            pass  # it was we who stood still: what the server said meanwhile is not read yet
+        elif self._awaiting:
             oldest = self._awaiting[0]
             if now - max(self._heard, oldest.since) > oldest.patience:
                 self.fail(BusUnavailable(f"the server was silent for {oldest.patience:g} s"))
                 return
         elif not self._out and now - self._heard >= self.pulse * 0.9:
             self.post(Operation(PING, 1, ignore, patience=self._patience))
+        self._watched = now
         self._timer = loop.call_later(self.pulse, self._watch)
 
-    async def _read(self, wire: Wire) -> None:
-        clock = asyncio.get_running_loop().time
-        while True:
-            burst = await wire.burst()
-            self._heard = clock()
-            self.on_burst(burst)
+    def _burst(self, replies: list[Reply]) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        self.on_burst(replies)
 
-    async def _send_posted(self, wire: Wire) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            operations, self._out = self._out, []
-            for operation in operations:
-                self._book(operation)
-            await wire.send([operation.commands for operation in operations])
+    def _flush(self) -> None:
+        """Write what this turn of the loop gathered."""
+        operations, self._out = self._out, []
+        wire = self._wire
+        if wire is None:
+            self._out = operations  # told when the connection is taken down
+            return
+        for operation in operations:
+            self._book(operation)
+        if len(operations) == 1:
+            wire.write(operations[0].commands)
+        elif operations:
+            wire.write(b"".join([operation.commands for operation in operations]))
 
     def _book(self, operation: Operation) -> None:
         operation.written = True
@@ -273,7 +267,7 @@ class Link:
 
     def _settle(self, operation: Operation) -> None:
         for reply in operation.got:
-            if isinstance(reply, Exception) and self.on_reply_error(operation, reply):
+            if isinstance(reply, ReplyError) and self.on_reply_error(operation, reply):
                 return
         operation.done(operation.got, None)
 
@@ -282,6 +276,5 @@ class Link:
         operations = [*self._awaiting, *self._out]
         self._awaiting.clear()
         self._out.clear()
-        self._wake.clear()
         for operation in operations:
             operation.done(operation.got, error)

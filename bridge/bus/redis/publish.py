@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.redis.link import Link, Operation
-from bridge.bus.redis.wire import Reply, describe, is_refusal
+from bridge.bus.redis.wire import REFUSALS, Reply, ReplyError
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
 
 MAX_PAYLOAD = 64 * 1024 * 1024
@@ -96,8 +96,8 @@ class Publisher:
             if reply.__class__ is not int:
                 # A refused PUBLISH is told loudly: the connection ends, and its reason says why.
                 self._broken_off = True
-                text = describe(reply) if isinstance(reply, Exception) else f"unexpected reply {reply!r}"
-                refused = isinstance(reply, Exception) and is_refusal(reply)
+                text = str(reply) if isinstance(reply, ReplyError) else f"unexpected reply {reply!r}"
+                refused = isinstance(reply, ReplyError) and reply.code in REFUSALS
                 self._link.fail(BusRefused(text) if refused else BusUnavailable(text))
                 return
         self.confirmed = number
@@ -157,10 +157,10 @@ class StreamAppender:
                 raise
         replies, error = await finished
         for sure, reply in enumerate(replies):
-            if isinstance(reply, Exception):
-                if "MOVED" in str(getattr(reply, "status_code", "")):
-                    link.fail(BusUnavailable(describe(reply)))
-                raise PublishFailed(describe(reply), confirmed=sure, uncertain=len(replies) - sure)
+            if isinstance(reply, ReplyError):
+                if reply.code in ("MOVED", "READONLY"):
+                    link.fail(BusUnavailable(str(reply)))
+                raise PublishFailed(str(reply), confirmed=sure, uncertain=len(replies) - sure)
         if error is not None:
             raise PublishFailed(str(error), confirmed=len(replies), uncertain=len(batch) - len(replies)) from error
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
-from bridge.bus.redis.wire import Reply, command, describe
+from bridge.bus.redis.wire import Reply, command
 from bridge.errors import BusUnavailable
 
 _PAUSE = 0.05  # s; before asking again when a server does not wait as it was asked to, or refuses
@@ -176,7 +176,7 @@ class Pull(ABC):
             self._go_on()
 
     def _fault(self, fault: Exception) -> None:
-        text = describe(fault)
+        text = str(fault)
         loop = asyncio.get_running_loop()
         if "NOGROUP" in text or "UNBLOCKED" in text:
             self.prepare()  # the stream was deleted under us

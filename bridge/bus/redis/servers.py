@@ -8,13 +8,24 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+from binascii import crc_hqx
 from typing import Protocol
 
-from redis.crc import key_slot
-
 from bridge.bus.redis.address import Host, RedisUrl
-from bridge.bus.redis.wire import Reply, Wire, WireOptions, describe, open_wire
+from bridge.bus.redis.wire import Reply, ReplyError, Wire, WireOptions, command, open_wire
 from bridge.errors import BridgeError, BusRefused, BusUnavailable
+
+_DONE = BusUnavailable("asked and answered")
+
+
+def key_slot(key: bytes) -> int:
+    """The slot of a key, by its hash tag where it has one."""
+    start = key.find(b"{")
+    if start >= 0:
+        end = key.find(b"}", start + 1)
+        if end > start + 1:
+            key = key[start + 1 : end]
+    return crc_hqx(key, 0) % 16384
 
 
 class Servers(Protocol):
@@ -77,11 +88,12 @@ class SentinelServers:
         """See ``Servers.open``."""
         await self.refresh()
         wire = await open_wire(self._master, self._options)
-        role = await wire.ask(b"ROLE")
+        (role,) = await wire.ask(command(b"ROLE"))
         # A Sentinel may still name a master that has just been demoted.
         if isinstance(role, list) and role and role[0] != b"master":
-            await wire.close()
-            raise BusUnavailable(f"{self._master} is no longer the master")
+            error = BusUnavailable(f"{self._master} is no longer the master")
+            wire.abort(error)
+            raise error
         return wire
 
     async def refresh(self) -> None:
@@ -98,7 +110,7 @@ class SentinelServers:
                 self._sentinels.remove(sentinel)
                 self._sentinels.insert(0, sentinel)
                 return
-            text = describe(answer) if isinstance(answer, Exception) else "knows no such service"
+            text = str(answer) if isinstance(answer, ReplyError) else "knows no such service"
             reasons.append(f"{sentinel}: {text}")
         raise BusUnavailable(f"no Sentinel names a master for {self._service.decode()}: " + "; ".join(reasons))
 
@@ -106,13 +118,17 @@ class SentinelServers:
         # Sentinels usually want no password; one that does gets the same credentials.
         bare = dataclasses.replace(self._options, username="", password="", db=0)
         for options in (bare, dataclasses.replace(self._options, db=0)):
-            wire = await open_wire(sentinel, options)
             try:
-                answer = await wire.ask(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._service)
+                wire = await open_wire(sentinel, options)
+            except BusRefused:
+                if options is bare and self._options.password:
+                    continue
+                raise
+            try:
+                (answer,) = await wire.ask(command(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", self._service))
             finally:
-                await wire.close()
-            if not (isinstance(answer, Exception) and "NOAUTH" in describe(answer)):
-                return answer
+                wire.abort(_DONE)
+            break
         return answer
 
 
@@ -164,13 +180,13 @@ class ClusterServers:
                 reasons.append(str(error))
                 continue
             try:
-                answer = await wire.ask(b"CLUSTER", b"SLOTS")
+                (answer,) = await wire.ask(command(b"CLUSTER", b"SLOTS"))
             finally:
-                await wire.close()
+                wire.abort(_DONE)
             if isinstance(answer, list) and answer:
                 self._slots = [_slot_range(entry, host) for entry in answer]
                 return
-            reasons.append(f"{host}: {describe(answer) if isinstance(answer, Exception) else 'serves no slots'}")
+            reasons.append(f"{host}: {answer if isinstance(answer, ReplyError) else 'serves no slots'}")
         raise refused or BusUnavailable("no node of the Cluster answers: " + "; ".join(reasons))
 
 

@@ -12,7 +12,7 @@ from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
-from bridge.bus.redis.wire import Reply, command, describe
+from bridge.bus.redis.wire import Reply, command
 
 GROUP = b"esl-bridge"
 FIELD = b"data"
@@ -141,8 +141,8 @@ class StreamQueue(Pull):
         self._cursor = b"0"
 
     def _created(self, replies: list[Reply], error: Exception | None) -> None:
-        if replies and isinstance(replies[0], Exception) and "BUSYGROUP" not in describe(replies[0]):
-            self.answers.problem(f"{self.name}: {describe(replies[0])}")
+        if replies and isinstance(replies[0], Exception) and "BUSYGROUP" not in str(replies[0]):
+            self.answers.problem(f"{self.name}: {replies[0]!s}")
 
     def ask(self, room: int) -> Operation:
         """See ``Pull.ask``."""
@@ -214,8 +214,8 @@ class StreamQueue(Pull):
         if error is not None or self.stopping:
             return
         if isinstance(replies[0], Exception):
-            if "NOGROUP" not in describe(replies[0]):
-                self.answers.problem(f"{self.name}: {describe(replies[0])}")
+            if "NOGROUP" not in str(replies[0]):
+                self.answers.problem(f"{self.name}: {replies[0]!s}")
             return
         counts = {p[0]: p[3] for p in replies[0] if p[0] not in self.in_hand}
         wanted = list(counts)[: max(0, self.room_left())]

@@ -9,16 +9,15 @@ import asyncio
 import functools
 from collections.abc import Callable
 
-from redis.exceptions import AskError, ClusterDownError, MovedError, TryAgainError
-
 from bridge.bus.redis.address import Host
 from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.servers import Servers
-from bridge.bus.redis.wire import PING, is_elsewhere, is_refusal
+from bridge.bus.redis.wire import ELSEWHERE, PING, REFUSALS, ReplyError
 from bridge.errors import BridgeError, BusRefused, BusUnavailable
 
 _MAX_WAITING = 100_000
 _MAX_MOVES = 100
+_REDIRECTS = frozenset({"MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"})
 _RETRY_AFTER = 0.2  # s; slots that move, a Cluster that elects
 
 
@@ -162,16 +161,16 @@ class Writers:
         for operation in waiting:
             self.submit(operation)
 
-    def _reply_error(self, link: Link, operation: Operation, error: Exception) -> bool:
+    def _reply_error(self, link: Link, operation: Operation, error: ReplyError) -> bool:
         """Whether the operation certainly did not run and will be written again."""
-        if isinstance(error, (MovedError, AskError, TryAgainError, ClusterDownError)):
+        if error.code in _REDIRECTS:
             # An ASK is waited out: the slot is on its way, and then the answer is MOVED.
-            if isinstance(error, MovedError):
+            if error.code == "MOVED":
                 self._learn()
-        elif is_elsewhere(error):
+        elif error.code in ELSEWHERE:
             link.fail(BusUnavailable(str(error)))
         else:
-            if is_refusal(error) and "NOPERM" not in str(getattr(error, "status_code", "")):
+            if error.code in REFUSALS and error.code != "NOPERM":
                 link.fail(BusRefused(str(error)))  # the password changed under us
             return False
         operation.moves += 1
