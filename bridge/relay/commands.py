@@ -173,6 +173,8 @@ class CommandRelay:
             return
         exchange.marked = verdict is Verdict.NEW or verdict is Verdict.LOST
         if verdict is Verdict.NEW:
+            if kept is not None:
+                exchange.doubt = Result(kept.status, kept.executed, kept.result, kept.error, kept.job)
             self._begin(exchange)
         elif verdict is Verdict.LOST:
             self._desk.end(exchange, _WORKER_GONE)

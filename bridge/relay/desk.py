@@ -49,6 +49,8 @@ class ReplyDesk:
         """Answer with a result, once; every later call for the same exchange does nothing."""
         if exchange.ended:
             return
+        if exchange.doubt is not None and result.executed is Executed.NO:
+            result, parts = exchange.doubt, None  # this attempt did not run, but one before it may have
         exchange.ended = True
         exchange.unknown = result.status in (Status.TIMEOUT, Status.CONNECTION_LOST)
         reply = self.word(exchange, result)

@@ -57,7 +57,7 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     """Nodes that could not take it."""
     attempts: int = 0
     doubt: Result | None = None
-    """Of an attempt before this one that may have run (idempotent requests only)."""
+    """What came of an attempt before this one that may have run (idempotent requests only)."""
     submission: Submission | None = None
     scatter: Scatter | None = None
 

@@ -19,7 +19,8 @@ class Verdict(Enum):
     """What the ledger says of an id."""
 
     NEW = auto()
-    """Nobody ran it: the asker runs it now, and ends with ``keep`` or ``release``."""
+    """The asker runs it now, and ends with ``keep`` or ``release``; a reply that comes along is an earlier unknown
+    outcome, which the asker falls back on when it does not get to run it."""
     KEPT = auto()
     """It ended before, or just now while the asker waited; the reply comes along."""
     LOST = auto()
@@ -122,7 +123,7 @@ class MemoryLedger:
                 answer(Verdict.KEPT, kept.reply)
                 return
         self._running[key] = _Running(content)
-        answer(Verdict.NEW, None)
+        answer(Verdict.NEW, kept.reply if kept is not None else None)
 
     def keep(self, key: str, reply: CommandReply, stored: Callable[[], None]) -> None:
         """See ``Ledger.keep``."""

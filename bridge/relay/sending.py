@@ -56,12 +56,12 @@ class Sender:
         pool, work = self._nodes.pool(node), exchange.work
         exchange.node = node
         if pool is None or work is None:
-            self._settle(exchange, refused(Refusal(Status.UNAVAILABLE, f"unknown node {node!r}")))
+            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, f"unknown node {node!r}")))
             return
         refusal = self._gate(exchange, node)
         if refusal is not None:
             if not self._tried_again(exchange, node, refused(refusal)):
-                self._settle(exchange, refused(refusal))
+                self._desk.end(exchange, refused(refusal))
             return
         exchange.attempts += 1
         self._router.took(node, exchange.verb)
@@ -72,7 +72,7 @@ class Sender:
             )
         except EslError as error:
             self._router.gave_back(node, exchange.verb, failed=True)
-            self._settle(exchange, failed_to_start(error))
+            self._desk.end(exchange, failed_to_start(error))
 
     def scatter(self, exchange: Exchange) -> None:
         """Hand the work to every node's pool."""
@@ -99,12 +99,12 @@ class Sender:
         elif exchange.submission is not None:
             sent = exchange.submission.written_at > 0
             self._withdraw(exchange)
-            self._settle(exchange, _LEFT_SENT if sent else _LEFT_UNSENT)
+            self._desk.end(exchange, _LEFT_SENT if sent else _LEFT_UNSENT)
         elif exchange.asked and not exchange.marked:
             # It waits for the outcome of its id, so it cannot say that nothing ran.
             self._desk.end(exchange, _LEFT_SENT)
         else:
-            self._settle(exchange, _LEFT_UNSENT)
+            self._desk.end(exchange, _LEFT_UNSENT)
 
     def _gate(self, exchange: Exchange, node: str) -> Refusal | None:
         """What depends on the node: patterns of the policy that name one, and rate limits."""
@@ -126,12 +126,7 @@ class Sender:
         self._router.gave_back(node, exchange.verb, failed=result.status is not Status.OK)
         exchange.submission = None
         if not exchange.ended and not self._tried_again(exchange, node, result):
-            self._settle(exchange, result)
-
-    def _settle(self, exchange: Exchange, result: Result) -> None:
-        if exchange.doubt is not None and result.executed is Executed.NO:
-            result = exchange.doubt  # this attempt did not run, but an earlier one may have
-        self._desk.end(exchange, result)
+            self._desk.end(exchange, result)
 
     def _tried_again(self, exchange: Exchange, node: str, result: Result) -> bool:
         """Another node for what was not sent, another attempt for what may run twice; all in the same budget."""

@@ -1,0 +1,214 @@
+"""One outcome for one id: repeats, claimed requests, ledgers in memory and ledgers that take their time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridge.messages.command import Executed, Status
+from bridge.relay.ledger import Verdict
+
+OK, LOST = Status.OK, Status.CONNECTION_LOST
+
+
+async def test_a_repeat_gets_the_kept_reply(world: Any) -> None:
+    world.put(command="uuid_hold u", to="fs1", id="a", meta={"n": 1})
+    world.pool().take().api("-ERR nope\n")
+    again = world.put(
+        command="uuid_hold u", to="fs1", id="a", meta={"n": 2}, timeout_ms=7, delivery={"reply_to": "_INBOX.b"}
+    )
+    reply = again.reply
+    assert (reply.status, reply.executed, reply.error, reply.node) == (Status.ERROR, Executed.YES, "-ERR nope", "fs1")
+    assert (reply.replayed, reply.meta) == (True, {"n": 2})
+    assert again.sent[0][0] == "_INBOX.b"
+    assert len(world.pool().given) == 1
+
+
+async def test_a_repeat_waits_for_the_one_that_runs(world: Any) -> None:
+    first = world.put(command="x", id="a")
+    repeats = [world.put(command="x", id="a") for _ in range(3)]
+    assert len(world.pool().given) == 1
+    world.pool().take().api("+OK")
+    assert not first.reply.replayed
+    assert [one.reply.replayed for one in repeats] == [True] * 3
+
+
+async def test_a_repeat_of_one_that_was_not_executed_hears_the_same(world: Any) -> None:
+    from bridge.errors import PoolBusy
+
+    first = world.put(command="x", id="a")
+    repeat = world.put(command="x", id="a")
+    world.pool().take().unsent(PoolBusy("full"))
+    assert (first.reply.status, repeat.reply.status) == (Status.BUSY, Status.BUSY)
+    world.put(command="x", id="a")
+    world.pool().take().api("+OK")
+
+
+async def test_two_contents_of_one_id(world: Any) -> None:
+    world.put(command="x", id="a")
+    running = world.put(command="y", id="a")
+    assert (running.reply.status, running.reply.executed) == (Status.INVALID, Executed.NO)
+    assert running.reply.error.startswith("id:")
+    world.pool().take().api("+OK")
+    assert world.put(command="y", id="a").reply.status is Status.INVALID
+
+
+async def test_safe_verbs_write_nothing(world: Any) -> None:
+    for _ in range(2):
+        given = world.put(command="show channels", id="a")
+        world.pool().take().api("0 total.")
+        assert not given.reply.replayed
+    assert len(world.ledger) == 0
+
+
+async def test_the_queues_own_id_serves_where_there_is_none(world: Any) -> None:
+    stream = {"entry_id": "17-0", "queue": "esl.cmd"}
+    world.put(command="x", delivery=stream)
+    world.pool().take().api("+OK")
+    assert world.put(command="x", delivery=stream).reply.replayed
+    other = world.put(command="x", delivery={"entry_id": "17-0", "queue": "esl.queue"})  # another queue's 17-0
+    world.pool().take().api("+OK")
+    assert (other.reply.replayed, other.reply.id) == (False, "17-0")
+
+
+async def test_an_idempotent_repeat_of_an_unknown_outcome_runs_again(world: Any) -> None:
+    world.put(command="x", id="a", idempotent=True)
+    for _ in range(3):
+        world.pool().take().lost()
+    again = world.put(command="x", id="a", idempotent=True)
+    world.pool().take().api("+OK")
+    assert (again.reply.status, again.reply.replayed) == (OK, False)
+    assert world.put(command="x", id="a", idempotent=True).reply.replayed
+
+
+async def test_an_idempotent_repeat_that_does_not_run_still_tells_the_earlier_doubt(make_world: Any) -> None:
+    world = make_world(max_in_flight=1)
+    world.put(command="x", id="a", idempotent=True)
+    for _ in range(3):
+        world.pool().take().lost()
+    world.put(command="y")
+    again = world.put(command="x", id="a", idempotent=True)
+    assert (again.reply.status, again.reply.executed) == (LOST, Executed.UNKNOWN)
+    world.pool().take().api("+OK")
+    assert world.put(command="x", id="b").answered is False
+    world.pool().take().api("+OK")
+
+
+async def test_busy_and_draining_workers_still_know_outcomes(make_world: Any) -> None:
+    world = make_world(max_in_flight=1)
+    world.put(command="x", id="a")
+    world.pool().take().api("+OK")
+    world.put(command="x", id="b")
+    assert world.put(command="x", id="a").reply.status is OK
+    waiting = world.put(command="x", id="b")
+    assert world.put(command="x", id="c").reply.status is Status.BUSY
+    world.pool().take().api("+OK")
+    assert (waiting.reply.status, waiting.reply.replayed) == (OK, True)
+
+
+async def test_too_many_repeats_are_dead_letters(make_world: Any) -> None:
+    world = make_world(max_in_flight=1, max_waiting_repeats=2)
+    given = [world.put(command="x", id="a") for _ in range(4)]
+    assert given[3].rejected
+    world.pool().take().api("+OK")
+    assert [one.answered for one in given] == [True, True, True, False]
+
+
+# --- claimed: another worker had it before --------------------------------------------------------------------
+
+
+async def test_a_claimed_request_may_have_run(world: Any) -> None:
+    claimed = {"claimed": True, "entry_id": "1-1"}
+    given = world.put(command="x", id="a", delivery=claimed)
+    assert (given.reply.status, given.reply.executed) == (LOST, Executed.UNKNOWN)
+    assert world.put(command="x", id="a").reply.status is LOST  # one outcome
+    assert world.put(command="x", delivery={"claimed": True}).reply.status is LOST
+    assert world.pool().given == []
+
+
+async def test_claimed_requests_that_can_run_twice_run(world: Any) -> None:
+    safe = world.put(command="status", delivery={"claimed": True, "entry_id": "1-1"})
+    twice = world.put(command="x", idempotent=True, delivery={"claimed": True, "entry_id": "1-2"})
+    for _ in range(2):
+        world.pool().take().api("+OK")
+    assert (safe.reply.status, twice.reply.status) == (OK, OK)
+
+
+async def test_with_a_shared_ledger_a_claimed_request_that_was_not_sent_runs(make_world: Any, slow_ledger: Any) -> None:
+    world = make_world(ledger=slow_ledger)
+    given = world.put(command="x", id="a", delivery={"claimed": True})
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    assert given.reply.status is OK
+
+
+# --- a ledger that takes its time -------------------------------------------------------------------------------
+
+
+async def test_nothing_is_sent_before_the_marker_and_nothing_answered_before_the_outcome_is_kept(
+    make_world: Any, slow_ledger: Any
+) -> None:
+    world = make_world(ledger=slow_ledger)
+    given = world.put(command="x", id="a")
+    assert world.pool().waiting == 0
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    assert not given.answered
+    slow_ledger.go()
+    assert given.reply.status is OK
+
+
+async def test_the_budget_counts_while_the_ledger_thinks(make_world: Any, slow_ledger: Any) -> None:
+    import asyncio
+
+    world = make_world(ledger=slow_ledger)
+    given = world.put(command="x", id="a", timeout_ms=1)
+    await asyncio.sleep(0.005)
+    slow_ledger.go()
+    assert (given.reply.status, world.pool().given) == (Status.EXPIRED, [])
+    again = world.put(command="x", id="a")
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    assert again.reply.status is OK
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status", "executed"),
+    [
+        (Verdict.UNREACHABLE, Status.UNAVAILABLE, Executed.NO),
+        (Verdict.DIFFERENT, Status.INVALID, Executed.NO),
+    ],
+)
+async def test_verdicts_that_end_it(
+    make_world: Any, slow_ledger: Any, verdict: Verdict, status: Status, executed: Executed
+) -> None:
+    world = make_world(ledger=slow_ledger)
+    slow_ledger.override = verdict
+    given = world.put(command="x", id="a")
+    slow_ledger.go()
+    assert (given.reply.status, given.reply.executed) == (status, executed)
+    assert world.pool().given == []
+
+
+async def test_a_lost_one_is_kept_as_connection_lost(make_world: Any, slow_ledger: Any) -> None:
+    world = make_world(ledger=slow_ledger)
+    slow_ledger.override = Verdict.LOST
+    given = world.put(command="x", id="a", delivery={"claimed": True})
+    slow_ledger.inner.begin("a", b"c", lambda *_: None)
+    slow_ledger.go()
+    slow_ledger.go()
+    assert (given.reply.status, given.reply.executed) == (LOST, Executed.UNKNOWN)
+    assert len(slow_ledger.inner) == 1
+
+
+async def test_drain_while_the_ledger_thinks_does_not_claim_that_nothing_ran(make_world: Any, slow_ledger: Any) -> None:
+    world = make_world(ledger=slow_ledger)
+    given = world.put(command="x", id="a")
+    await world.relay.drain(0.001)
+    assert (given.reply.status, given.reply.executed) == (LOST, Executed.UNKNOWN)
+    slow_ledger.go()  # the answer comes when nobody waits: the id is free again
+    assert world.pool().given == []
+    assert slow_ledger.inner._running == {}
