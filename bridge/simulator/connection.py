@@ -6,6 +6,8 @@ It never knows what a command means; it models what FreeSWITCH's one thread per 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, cast
@@ -137,11 +139,14 @@ class Connection(asyncio.Protocol):
                 self._out.clear()
             self.transport.close()
 
-    def abort(self) -> None:
-        """Cut at once: a reset, nothing more is written."""
+    def abort(self, *, reset: bool = False) -> None:
+        """Cut at once, nothing more is written; with ``reset`` the client sees a TCP reset instead of an end."""
         self.closing = True
         self._drop()
         if self.transport is not None:
+            peer = self.transport.get_extra_info("socket")
+            if reset and peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6) and peer.fileno() >= 0:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
     def _drop(self) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from bridge.simulator.connection import LOST_EVENTS, SHUTTING_DOWN, Connection, render_notice, render_reply
+from bridge.simulator.connection import LOST_EVENTS, Connection, render_notice, render_reply
 
 if TYPE_CHECKING:
     from bridge.simulator.events import SimulatedEvent
@@ -56,6 +56,7 @@ FAULTS: dict[str, FaultKind] = {
         FaultKind("no_heartbeat", "", 0, "heartbeat", "a HEARTBEAT is left out"),
     )
 }
+_REMEMBERED = 100_000
 
 
 @dataclass
@@ -135,7 +136,12 @@ def parse_fault(text: str) -> Fault:
 
 
 class Faults:
-    """The faults of one switch. ``active`` is False while none waits, so that a good day costs nothing."""
+    """The faults of one switch.
+
+    ``active`` is False while none waits, so that a good day costs nothing. Triggers are counted over all connections:
+    every event frame written; every api, bgapi, sendmsg and sendevent (setting up a connection is not disturbed);
+    every connection accepted or login; every HEARTBEAT due. ``fired`` names those that have happened, in order.
+    """
 
     def __init__(self, restart: Callable[[float], None], shut_down: Callable[[], None]) -> None:
         self._restart = restart
@@ -172,6 +178,8 @@ class Faults:
         due = [fault for fault in self._waiting if fault.kind in wanted and fault.due()]
         for fault in due:
             self.fired.append(fault.kind)
+            if len(self.fired) > _REMEMBERED:
+                del self.fired[: _REMEMBERED // 2]
             if fault.spent:
                 self.remove(fault)
         return due
@@ -226,7 +234,7 @@ class Faults:
                     connection.close(None)
                 case "reset":
                     out.pop()
-                    connection.abort()
+                    connection.abort(reset=True)
                 case "lost_events":
                     connection.kill()
                 case "torn_notice":
@@ -246,6 +254,3 @@ class Faults:
                     self._restart(fault.argument)
             if connection.closing:
                 return
-
-
-__all__ = ["FAULTS", "SHUTTING_DOWN", "Fault", "FaultKind", "FaultSyntaxError", "Faults", "parse_fault"]

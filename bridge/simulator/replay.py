@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _LENGTH = re.compile(rb"(?i)(?:^|\n)content-length:\s*(\d+)")
 _TYPE = re.compile(rb"(?i)(?:^|\n)content-type:\s*text/event-(json|plain)")
 _BLOCK_BYTES = 128 * 1024
+_AHEAD = 100
 
 
 class ReplayError(ValueError):
@@ -211,6 +212,11 @@ class Replay:
         try:
             blocks = self._blocks_for(connection.subscription)
             while blocks:
+                if connection.switch.faults.active:
+                    await self._drip(connection)
+                    if self._loop and connection.subscription.listening and not connection.closing:
+                        continue
+                    return
                 for block, count in blocks:
                     await connection.drain()
                     if connection.closing or not connection.subscription.listening:
@@ -223,6 +229,19 @@ class Replay:
                     return
         finally:
             self._playing.discard(connection)
+
+    async def _drip(self, connection: Connection) -> None:
+        """One after another, so that faults can spoil single events."""
+        for event in self.events:
+            while connection.queued >= _AHEAD and not connection.closing:
+                await connection.drain()
+                await asyncio.sleep(0)
+            if connection.closing or not connection.subscription.listening:
+                return
+            if connection.subscription.wants(event):
+                connection.switch.events_fired += 1
+                connection.offer(event)
+        await asyncio.sleep(0)
 
     def _blocks_for(self, subscription: Subscription) -> list[tuple[bytes, int]]:
         format = subscription.format

@@ -31,6 +31,7 @@ from bridge.simulator.traffic import Traffic
 from bridge.simulator.users import User
 
 VERSION = "1.11.2-release"
+_WORK = frozenset({"api", "bgapi", "sendmsg", "sendevent"})  # what faults of commands wait for
 
 
 class SimulatedSwitch:
@@ -132,6 +133,11 @@ class SimulatedSwitch:
         return f"{'fs+tls' if self._tls else 'fs'}://:{password}@{host}:{self.port}"
 
     @property
+    def listening(self) -> bool:
+        """Whether the port is open."""
+        return self._server is not None
+
+    @property
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started
@@ -200,7 +206,7 @@ class SimulatedSwitch:
     def drop_connections(self) -> None:
         """Reset every connection, without a notice."""
         for connection in list(self.connections):
-            connection.abort()
+            connection.abort(reset=True)
 
     def kill_listeners(self) -> None:
         """Kill every connection for lost events."""
@@ -223,7 +229,7 @@ class SimulatedSwitch:
             if notice:
                 connection.close(SHUTTING_DOWN)
             else:
-                connection.abort()
+                connection.abort(reset=True)
         self._subclasses.clear()
         self.calls.clear()
         if downtime:
@@ -273,7 +279,7 @@ class SimulatedSwitch:
         shown = f"{verb} ***" if verb.lower() in ("auth", "userauth") else command.line
         self.received.append(shown)
         connection.commands.append(shown)
-        if self.faults.active and connection.authenticated:
+        if self.faults.active and connection.authenticated and verb.lower() in _WORK:
             runs, answered, late = self.faults.command_taken()
             answer = self._dispatcher.run(connection, command) if runs else b""
             if not answered:
