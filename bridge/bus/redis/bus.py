@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
+import structlog
+
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
 from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
@@ -25,9 +27,11 @@ from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
-from bridge.bus.redis.wire import Reply, WireOptions, command, tls_context
+from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
+
+log = structlog.get_logger(__name__)
 
 _SETTLE = 2.0  # s; what close() waits for what was gathered
 
@@ -76,9 +80,10 @@ class RedisBus:
         self._consumers: list[Pull] = []
         self._started = False
         self._state = BusState(False, "not connected yet")
+        self._changed = asyncio.Event()
         self.on_state: Callable[[BusState], None] = lambda state: None
         self.on_broken: Callable[[], None] = lambda: None
-        self.on_problem: Callable[[str], None] = lambda text: None
+        self.on_problem: Callable[[str], None] = lambda text: log.warning("redis", problem=text)
 
         self._events = self._link(b"")
         self._publisher = Publisher(self._events)
@@ -140,13 +145,10 @@ class RedisBus:
                     probe.abort(BusUnavailable("it was a try"))
                     self.start()
                 while not self.connected:
-                    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                    self._changed = refused
-                    await refused
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
             raise BusUnavailable(self._state.reason or "no connection in time") from None
-
-    _changed: asyncio.Future[None] | None = None
 
     def start(self) -> None:
         """See ``Bus.start``."""
@@ -197,7 +199,9 @@ class RedisBus:
     async def consume(
         self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
     ) -> Consumer:
-        """See ``Bus.consume``."""
+        """See ``Bus.consume``. Raises ``BusRefused`` where the key is of another type, or forbidden."""
+        if self._writers.connected:
+            await self._check_queue(queue.encode())
         kind = ListQueue if self._queue_type == "list" else StreamQueue
         consumer: Pull = kind(
             queue,
@@ -211,6 +215,20 @@ class RedisBus:
         self._consumers.append(consumer)
         consumer.start()
         return consumer
+
+    async def _check_queue(self, key: bytes) -> None:
+        """A queue of the wrong kind is a fault of the configuration: say so at once."""
+        question = command(b"LLEN", key) if self._queue_type == "list" else command(b"XLEN", key)
+        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def done(replies: list[Reply], error: Exception | None) -> None:
+            if not answered.done():
+                answered.set_result(None if error is not None else replies[0])
+
+        self._writers.submit(Operation(question, 1, done, key=key))
+        answer = await answered
+        if isinstance(answer, ReplyError) and answer.code in ("WRONGTYPE", "NOPERM"):
+            raise BusRefused(f"{key.decode()} cannot be consumed as a {self._queue_type}: {answer}")
 
     def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         """See ``Bus.send``; Redis' replies have no headers."""
@@ -293,12 +311,13 @@ class RedisBus:
         self._tell_state(str(error))
 
     def _tell_state(self, reason: str = "") -> None:
-        state = BusState(self.connected, "" if self.connected else reason or self._events.reason)
-        if state != self._state:
+        state = BusState(self.connected, "" if self.connected else reason or self._events.reason or "connecting")
+        # While connecting, the first of several connections is no news yet.
+        news = state.connected or self._state.connected or state.reason
+        if news and state != self._state:
             self._state = state
             self.on_state(state)
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+        self._changed.set()
 
 
 class _NoReplies:

@@ -164,7 +164,7 @@ class Link:
         while True:
             try:
                 wire = await self._opening()
-            except (BusUnavailable, BusRefused, OSError) as error:
+            except Exception as error:  # whatever it is: we go on trying
                 self.reason = str(error)
                 self.on_absent(error)
                 await asyncio.sleep(self._backoff.next(refused=isinstance(error, BusRefused)))

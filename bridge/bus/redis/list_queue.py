@@ -115,6 +115,7 @@ class ListQueue(Pull):
         self.processing = self._prefix + b"processing." + self._worker
         self.in_hand: Counter[bytes] = Counter()
         self._first_life = True
+        self._taking_over = False
         self._left_over: list[bytes] = []  # found in our list, waiting for room
         self._must_look = True
         self._more = 0
@@ -157,9 +158,9 @@ class ListQueue(Pull):
             for _ in range(max(0, self.room_left())):
                 if not self._left_over:
                     break
-                self._hand_over(self._left_over.pop(), claimed=self._first_life)
+                self._hand_over(self._left_over.pop(), claimed=self._first_life or self._taking_over)
             return True
-        self._first_life = False
+        self._first_life = self._taking_over = False
         if isinstance(reply, bytes):
             self._more = _FIRST_TAKE
             self._hand_over(reply, claimed=False)
@@ -232,9 +233,11 @@ class ListQueue(Pull):
             payloads = [reply for reply in replies if isinstance(reply, bytes)]
             for payload in payloads:
                 self._hand_over(payload, claimed=True)
-            if error is None and len(payloads) == room:
+            if error is not None:
+                self._must_look = self._taking_over = True  # some may have been moved unseen
+            elif len(payloads) == room:
                 self.upkeep_soon()
-            elif error is None:
+            else:
                 # Forgotten only while it is silent still: one that came back has put itself in again by its next sign.
                 gone = command(b"SREM", self._prefix + b"workers", worker)
                 self.answers.submit(Operation(gone, 1, ignore, key=self.key))

@@ -38,6 +38,9 @@ class Servers(Protocol):
     def place(self, key: bytes) -> Host | None:
         """The server that holds ``key``, as far as known without asking; None: not known (yet)."""
 
+    def serves(self, host: Host) -> bool:
+        """Whether keys live there, as far as known."""
+
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """Connect to ``host``, or to the server that holds ``key`` (any when empty).
 
@@ -60,6 +63,10 @@ class OneServer:
     def place(self, key: bytes) -> Host | None:
         """See ``Servers.place``."""
         return self._host
+
+    def serves(self, host: Host) -> bool:
+        """See ``Servers.serves``."""
+        return host == self._host
 
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""
@@ -84,16 +91,22 @@ class SentinelServers:
         """See ``Servers.place``."""
         return self._master
 
+    def serves(self, host: Host) -> bool:
+        """See ``Servers.serves``."""
+        return host == self._master
+
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""
         await self.refresh()
         wire = await open_wire(self._master, self._options)
-        (role,) = await wire.ask(command(b"ROLE"))
-        # A Sentinel may still name a master that has just been demoted.
-        if isinstance(role, list) and role and role[0] != b"master":
-            error = BusUnavailable(f"{self._master} is no longer the master")
-            wire.abort(error)
-            raise error
+        try:
+            (role,) = await wire.ask(command(b"ROLE"))
+            # A Sentinel may still name a master that has just been demoted.
+            if isinstance(role, list) and role and role[0] != b"master":
+                raise BusUnavailable(f"{self._master} is no longer the master")
+        except BaseException:
+            wire.abort(_DONE)
+            raise
         return wire
 
     async def refresh(self) -> None:
@@ -151,6 +164,10 @@ class ClusterServers:
                 return host
         return None
 
+    def serves(self, host: Host) -> bool:
+        """See ``Servers.serves``."""
+        return any(host == place for _, _, place in self._slots)
+
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""
         if host is None:
@@ -164,6 +181,7 @@ class ClusterServers:
         """See ``Servers.refresh``."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._learn())
+            self._refreshing.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(self._refreshing)
 
     async def _learn(self) -> None:

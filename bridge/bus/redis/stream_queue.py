@@ -129,7 +129,7 @@ class StreamQueue(Pull):
         # What an earlier life of this worker left in hand is read before anything new.
         self._first_life = True
         self._cursor: bytes | None = b"0"
-        self._seen_claimable = False
+        self._maybe_claimed: set[bytes] = set()  # the answer to a claim was lost
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -164,11 +164,13 @@ class StreamQueue(Pull):
         if not entries:
             self._cursor = None
             self._first_life = False
+            self._maybe_claimed.clear()
             return True
         self._cursor = entries[-1][0]
         for ident, fields in entries:
             if ident not in self.in_hand:
-                self._hand_over(ident, fields, claimed=self._first_life, count=2)
+                claimed = self._first_life or ident in self._maybe_claimed
+                self._hand_over(ident, fields, claimed=claimed, count=2)
         return True
 
     def _hand_over(self, ident: bytes, fields: list[bytes] | None, *, claimed: bool, count: int) -> None:
@@ -225,6 +227,9 @@ class StreamQueue(Pull):
         claim = command(b"XCLAIM", self.key, GROUP, self._worker, idle, *wanted)
 
         def claimed(replies: list[Reply], error: Exception | None) -> None:
+            if error is not None:
+                self._maybe_claimed.update(wanted)
+                self._cursor = b"0"
             if error is not None or not isinstance(replies[0], list):
                 return
             for entry in replies[0]:

@@ -142,6 +142,10 @@ class Writers:
                 await asyncio.sleep(2.0 if isinstance(error, BusRefused) else _RETRY_AFTER)
                 continue
             break
+        # A node that serves nothing any more is let go; what was in doubt there is told.
+        for host in [host for host in self._links if host is not None and not self._servers.serves(host)]:
+            await self._links.pop(host).close()
+        self.on_change()
         place = self._servers.place(b"esl-bridge")
         if not self._links and place is not None:
             self._link(place)
