@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from bridge.messages.event import EventMessage
 
 LINES_PER_SECOND = 6.0
-_NOISY = ("CHANNEL_STATE", "CHANNEL_CALLSTATE", "RE_SCHEDULE", "CALL_UPDATE", "PRESENCE", "API", "MODULE", "COMMAND")
+_NOISY = (
+    "CHANNEL_STATE", "CHANNEL_CALLSTATE", "CHANNEL_EXECUTE", "RE_SCHEDULE", "CALL_UPDATE", "PRESENCE", "API", "MODULE",
+    "COMMAND",
+)  # fmt: skip
 
 
 class Show:

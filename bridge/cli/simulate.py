@@ -37,6 +37,9 @@ def simulate(
     replay_speed: Annotated[
         float, typer.Option(help="1: as recorded; 10: ten times faster; 0: as fast as it goes.", min=0)
     ] = 1.0,
+    replay_loop: Annotated[
+        bool, typer.Option("--replay-loop", help="Begin again at the end of the recording.")
+    ] = False,
     fault: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,24 +68,27 @@ def simulate(
     """
     from bridge.cli.loop import run_async
     from bridge.simulator import FaultSyntaxError, SimulatedSwitch
+    from bridge.simulator.replay import ReplayError
 
     faults = fault or []
     if "list" in faults:
         print_faults()
         raise typer.Exit(exits.FINE)
-    recording: dict[str, object] = {}
-    if replay is not None:
-        recording = {"replay": replay, "replay_speed": replay_speed}
-    switch = SimulatedSwitch(
-        host=host,
-        port=port,
-        password=password,
-        calls_per_second=0.0 if replay else rate,
-        call_duration=duration,
-        heartbeat_interval=heartbeat,
-        seed=seed,
-        **recording,  # type: ignore[arg-type]
-    )
+    try:
+        switch = SimulatedSwitch(
+            host=host,
+            port=port,
+            password=password,
+            calls_per_second=0.0 if replay else rate,
+            call_duration=duration,
+            heartbeat_interval=heartbeat,
+            seed=seed,
+            replay=replay,
+            replay_speed=replay_speed,
+            replay_loop=replay_loop,
+        )
+    except ReplayError as error:
+        raise typer.BadParameter(str(error), param_hint="--replay") from None
     try:
         for text in faults:
             switch.faults.add(text)

@@ -129,7 +129,7 @@ class NodeSettings(Section):
     tags: list[str] = setting([], 'Tags for requests to "tag:<tag>"')
     format: Literal["json", "plain"] = setting("json", "Event format asked of FreeSWITCH")
     subscribe: list[EventName] | None = setting(None, "Events to subscribe to; absent: those of [events]")
-    filters: list[EslFilter] = setting([], 'ESL filters "Header: value" or "Header: /regex/"; empty: everything')
+    filters: list[EslFilter] = setting([], 'ESL filters "Header value" or "Header /regex/"; empty: everything')
     log_level: LogLevel | None = setting(None, "Relay FreeSWITCH's log lines up to this level to fs.bridge.log")
     suppress_own_api: bool = setting(True, "Leave out the API events that the bridge's own commands cause")
     tls_ca: str = setting("", "File of CA certificates for fs+tls://")

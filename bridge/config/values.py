@@ -106,10 +106,10 @@ def _check_node_name(text: str) -> str:
 
 
 def _check_filter(text: str) -> str:
-    header, colon, value = text.partition(":")
-    if not colon or not header.strip() or not value.strip() or "\n" in text or "\r" in text:
-        raise fault('must be "Header: value" (or "Header: /regex/")')
-    return text
+    found = re.fullmatch(r"([^\s:]+):?[ \t]+(\S[^\r\n]*)", text.strip(" "))
+    if not found:
+        raise fault('must be "Header value" or "Header /regex/", as for FreeSWITCH\'s filter command')
+    return f"{found[1]} {found[2]}"
 
 
 def _check_token(text: str) -> str:

@@ -182,6 +182,11 @@ def test_a_wrong_value_is_told_at_its_key(problems, text, key):
     assert list(problems(text)) == [key]
 
 
+def test_a_filter_may_be_written_with_a_colon(load):
+    text = '[[node]]\nname="a"\nurl="fs://:x@h"\nfilters=["Event-Name HEARTBEAT", "Call-Direction: /^in/ x"]'
+    assert load(text).nodes[0].filters == ["Event-Name HEARTBEAT", "Call-Direction /^in/ x"]
+
+
 @pytest.mark.parametrize(
     "url",
     [
