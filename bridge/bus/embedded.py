@@ -179,8 +179,9 @@ class EmbeddedBroker:
             return
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
                 process.send_signal(how)
+                if how is not signal.SIGKILL:
+                    process.send_signal(signal.SIGCONT)  # a frozen one could not end politely
             try:
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await process.wait()

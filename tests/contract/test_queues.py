@@ -216,7 +216,7 @@ async def test_workers_restart_in_turn_and_no_request_is_lost(station: Any, even
             asked += 1
             identity = f"r{number}-{asked}"
             await caller.ask(station.queue, identity)
-            await eventually(lambda: caller.replies[identity])
+            await eventually(lambda identity=identity: caller.replies[identity])
 
     async def place(name: str, pause: float) -> None:
         worker = await Worker(await station.open(), name).start(station.queue)

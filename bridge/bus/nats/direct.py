@@ -22,6 +22,24 @@ from bridge.bus.nats.reading import FastParser, IncomingHandler
 from bridge.bus.nats.render import render_batch, render_one
 
 
+def speaks_tls(client: Client) -> bool:
+    """Whether the client's connection is encrypted; False when that cannot be seen."""
+    writer = _writer(client)
+    return writer is not None and writer.get_extra_info("ssl_object") is not None
+
+
+def cut(client: Client) -> None:
+    """End the connection at once, where it can be reached; what the socket has not taken yet is dropped, not sent."""
+    writer = _writer(client)
+    if writer is not None:
+        writer.transport.abort()
+
+
+def _writer(client: Client) -> asyncio.StreamWriter | None:
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    return writer if isinstance(writer, asyncio.StreamWriter) else None
+
+
 class _Pong:
     """Stands in nats-py's list of PONG futures; unlike a future it can not be cancelled and then fail the reader."""
 
@@ -150,11 +168,6 @@ class DirectWire:
             handle._closed = True
             self._client._remove_sub(handle._id)
 
-    @property
-    def encrypted(self) -> bool:
-        """See ``Wire``."""
-        return self._client._transport._io_writer.get_extra_info("ssl_object") is not None
-
     def watch(self, ended: Callable[[str], None]) -> None:
         """See ``Wire``."""
         client = self._client
@@ -167,4 +180,4 @@ class DirectWire:
 
     def abort(self) -> None:
         """See ``Wire``."""
-        self._client._transport._io_writer.transport.abort()
+        self._pieces.clear()

@@ -14,6 +14,7 @@ from nats.aio.client import Client
 
 from bridge.bus.base import Message
 from bridge.bus.nats.address import NatsFiles, NatsServer
+from bridge.bus.nats.direct import cut, speaks_tls
 from bridge.bus.nats.wire import Wire, wire_for
 from bridge.errors import BusError, BusRefused, BusUnavailable
 
@@ -71,7 +72,7 @@ class NatsLink:
             if not self._client.is_connected:
                 raise BusUnavailable("no PONG from the server")
             self.wire = wire_for(self._client)
-            if tls and not self.wire.encrypted:
+            if tls and not speaks_tls(self._client):
                 raise BusRefused("the server does not speak TLS")
         except BaseException as error:
             self._faults.append(error) if isinstance(error, Exception) else None
@@ -110,9 +111,7 @@ class NatsLink:
 
     def _secret(self, text: str) -> str:
         """Asked for by the driver when it logs in: nothing secret leaves unencrypted where TLS was asked for."""
-        transport: Any = getattr(self._client, "_transport", None)
-        writer = getattr(transport, "_io_writer", None)
-        if writer is None or writer.get_extra_info("ssl_object") is None:
+        if not speaks_tls(self._client):
             raise nats.errors.Error("credentials withheld: the server does not speak TLS")
         return text
 
@@ -265,8 +264,10 @@ class NatsLink:
     async def _discard(self) -> None:
         if hasattr(self, "wire"):
             self.wire.abort()
+        cut(self._client)
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(5):
+            # Tidying up only; after a failed TLS handshake the driver would wait for ever.
+            async with asyncio.timeout(0.5):
                 await self._client.close()
 
     async def close(self) -> None:
@@ -277,5 +278,6 @@ class NatsLink:
                 async with asyncio.timeout(2):
                     await self._client.close()
             self.wire.abort()
+            cut(self._client)
         elif self._closing is not None:
             await self._closing

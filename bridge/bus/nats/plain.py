@@ -110,11 +110,6 @@ class PlainWire:
     def forget(self, handle: Subscription) -> None:
         """See ``Wire``: the drain that ``unsubscribe`` began does it."""
 
-    @property
-    def encrypted(self) -> bool:
-        """See ``Wire``; the public calls cannot tell, so nothing is claimed."""
-        return False
-
     def watch(self, ended: Callable[[str], None]) -> None:
         """See ``Wire``."""
         self._ended = ended

@@ -59,10 +59,13 @@ def message_size(message: Message) -> int:
 def check_batch(batch: Sequence[Message], limit: int) -> None:
     """Raise what writing the batch would raise: ``MessageTooLarge`` or ``ValueError``."""
     for message in batch:
-        check_subject(message.topic)
-        size = message_size(message)
-        if size > limit:
-            raise MessageTooLarge(size, limit)
+        if message.topic not in _known:
+            check_subject(message.topic)
+        # Rendering twice is spared where the headers cannot matter.
+        if message.headers or len(message.payload) + 4 * (len(message.id) + len(message.content_type)) + 100 > limit:
+            size = message_size(message)
+            if size > limit:
+                raise MessageTooLarge(size, limit)
 
 
 def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int, replies: str = "", first: int = 0) -> int:
@@ -100,7 +103,7 @@ def render_one(
 ) -> bytes:
     """One message with a reply subject (may be empty). Raises ``MessageTooLarge`` and ``ValueError``."""
     # Not through the cache of known subjects: a reply subject comes once.
-    if not _SUBJECT.fullmatch(subject) or len(subject) > MAX_SUBJECT:
+    if not _SUBJECT.fullmatch(subject) or len(subject) > MAX_SUBJECT // 4:
         check_subject(subject)
     if reply:
         check_subject(reply)

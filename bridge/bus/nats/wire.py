@@ -44,15 +44,11 @@ class Wire(Protocol):
     def forget(self, handle: Any) -> None:
         """Hand over nothing more."""
 
-    @property
-    def encrypted(self) -> bool:
-        """Whether TLS is spoken."""
-
     def watch(self, ended: Callable[[str], None]) -> None:
         """Call ``ended`` with a reason when reading ended, however that came."""
 
     def abort(self) -> None:
-        """Cut the connection; what the socket has not taken yet is dropped, not sent."""
+        """End the work of this wire; nothing that it still has is sent."""
 
 
 def wire_for(client: Client) -> Wire:

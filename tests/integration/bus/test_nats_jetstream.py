@@ -1,0 +1,195 @@
+"""NATS: durable topics, and streams that would swallow a queue."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.js import JetStreamContext
+
+from bridge.bus.base import Message, StreamSpec
+from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.nats import jetstream, keeper
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+
+SPEC = StreamSpec("FS_EVENTS", "fs.events", ("fs.events.>",), max_messages=100_000, max_bytes=64 << 20)
+
+
+@pytest.fixture
+async def server(start_nats: Any) -> EmbeddedBroker:
+    found: EmbeddedBroker = await start_nats()
+    return found
+
+
+@pytest.fixture
+async def js(server: EmbeddedBroker) -> AsyncIterator[JetStreamContext]:
+    client = await nats.connect(server.url)
+    yield client.jetstream()
+    await client.close()
+
+
+def events(count: int, start: int = 0, topic: str = "fs.events.TEST") -> list[Message]:
+    return [Message(topic, b"%d" % it, f"core:{it}", "", "application/json") for it in range(start, start + count)]
+
+
+async def stored(js: JetStreamContext, stream: str = "FS_EVENTS") -> list[int]:
+    state = (await js.stream_info(stream)).state
+    found = [await js.get_msg(stream, sequence) for sequence in range(1, state.messages + 1)]
+    return [int(message.data or b"") for message in found]
+
+
+async def test_a_stream_is_made_with_limits(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    config = (await js.stream_info("FS_EVENTS")).config
+    assert config.subjects == ["fs.events.>"]
+    assert (config.max_msgs, config.max_bytes) == (100_000, 64 << 20)
+    assert config.max_age == 86400
+    assert config.duplicate_window == 600
+    assert str(config.storage) == "file"
+
+
+async def test_a_stream_that_is_there_is_left_alone(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext
+) -> None:
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.>"], max_msgs=7)
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    assert (await js.stream_info("FS_EVENTS")).config.max_msgs == 7
+
+
+async def test_workers_may_make_it_at_the_same_time(server: EmbeddedBroker, open_nats: Any) -> None:
+    buses = [await open_nats(server.url) for _ in range(4)]
+    await asyncio.gather(*(bus.ensure_stream(SPEC) for bus in buses))
+
+
+async def test_less_is_asked_for_where_the_server_has_less(start_nats: Any, open_nats: Any, eventually: Any) -> None:
+    small = await start_nats()
+    await small.stop()
+    small._config = "jetstream { max_file_store: 200MB }"
+    await small.start()
+    bus = await open_nats(small.url)
+    await bus.ensure_stream(StreamSpec("BIG", "big", ("big.>",)))
+    await bus.append_many(SPEC, events(1, topic="big.a"))
+
+
+async def test_batches_are_stored_in_order_and_once(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext
+) -> None:
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    await bus.append_many(SPEC, events(50))
+    await bus.append_many(SPEC, events(50, 25))  # what a worker sends again after a doubt
+    assert await stored(js) == list(range(75))
+    message = await js.get_msg("FS_EVENTS", 1)
+    assert message.headers == {"Nats-Msg-Id": "core:0", "Content-Type": "application/json"}
+
+
+async def test_more_than_a_window(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    await bus.append_many(SPEC, events(jetstream.ACK_WINDOW * 3 + 7))
+    assert (await js.stream_info("FS_EVENTS")).state.messages == jetstream.ACK_WINDOW * 3 + 7
+
+
+async def test_no_stream_captures_the_topic(server: EmbeddedBroker, open_nats: Any) -> None:
+    bus = await open_nats(server.url)
+    with pytest.raises(PublishFailed, match="no stream captures") as caught:
+        await bus.append_many(SPEC, events(3, topic="elsewhere"))
+    assert (caught.value.confirmed, caught.value.uncertain) == (0, 3)
+
+
+async def test_a_full_stream_stops_the_window(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_msgs=10, discard="new")
+    bus = await open_nats(server.url)
+    with pytest.raises(PublishFailed, match="maximum messages exceeded") as caught:
+        await bus.append_many(SPEC, events(3000))
+    assert caught.value.confirmed == 10
+    assert caught.value.confirmed + caught.value.uncertain < 3000
+    assert await stored(js) == list(range(10))
+
+
+async def test_too_large_writes_nothing(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    with pytest.raises(MessageTooLarge):
+        await bus.append_many(SPEC, [*events(1), Message("fs.events.A", b"x" * bus.max_payload, "id")])
+    assert (await js.stream_info("FS_EVENTS")).state.messages == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+async def test_a_broken_connection_leaves_a_doubt(server: EmbeddedBroker, open_nats: Any, eventually: Any) -> None:
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    await bus.append_many(SPEC, events(10))
+    server.pause()
+    await eventually(lambda: b") T " in Path(f"/proc/{server.pid}/stat").read_bytes())
+    appending = asyncio.create_task(bus.append_many(SPEC, events(10, 10)))
+    await asyncio.sleep(0.05)
+    await server.kill()
+    with pytest.raises(PublishFailed) as caught:
+        await appending
+    assert (caught.value.confirmed, caught.value.uncertain) == (0, 10)
+    with pytest.raises(BusUnavailable):
+        await bus.append_many(SPEC, events(10, 10))
+    await server.start()
+    await eventually(lambda: bus.connected)
+    await bus.append_many(SPEC, events(10, 10))
+    client = await nats.connect(server.url)
+    assert await stored(client.jetstream()) == list(range(20))
+    await client.close()
+
+
+async def test_missing_acks_are_noticed(
+    server: EmbeddedBroker, open_nats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "ACK_TIMEOUT", 0.1)
+    bus = await open_nats(server.url)
+    await bus.subscribe("nowhere.>", lambda _received: None)  # somebody listens, nobody acknowledges
+    with pytest.raises(PublishFailed, match="no ack"):
+        await bus.append_many(SPEC, events(3, topic="nowhere.a"))
+
+
+async def test_without_jetstream(start_nats: Any, open_nats: Any) -> None:
+    denied = '{ user: u, password: p, permissions: { publish: { deny: "$JS.>" } } }'
+    plain = await start_nats(f"authorization {{ users = [ {denied} ] }}")
+    bus = await open_nats(plain.url.replace("nats://", "nats://u:p@"))
+    with pytest.raises(BusRefused, match="JetStream"):
+        await bus.ensure_stream(SPEC)
+    await bus.consume("esl.cmd", lambda _delivery: None)
+
+
+async def test_a_stream_that_captures_the_queue_is_named(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext
+) -> None:
+    await js.add_stream(name="GREEDY", subjects=["esl.>"])
+    await js.add_stream(name="HARMLESS", subjects=["fs.>"])
+    bus = await open_nats(server.url)
+    for queue in ("esl.cmd", "esl.cmd.fs1"):
+        with pytest.raises(BusRefused, match=rf"GREEDY captures {queue}"):
+            await bus.consume(queue, lambda _delivery: None)
+    await bus.consume("other.cmd", lambda _delivery: None)
+    # Nothing is left behind: a request finds nobody but the stream.
+    assert bus.connected
+
+
+async def test_a_capture_found_later_is_told_and_cured(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "BACKOFF_REFUSED", 0.1)
+    await js.add_stream(name="GREEDY", subjects=["esl.cmd"])
+    bus = await open_nats(server.url, connect=False)
+    await bus.consume("esl.cmd", lambda it: it.finish(it.reply_to, b"here", ""))
+    bus.start()
+    await eventually(lambda: bus.connected)
+    assert "GREEDY captures esl.cmd" in bus.state.reason
+    await js.delete_stream("GREEDY")
+    await eventually(lambda: bus.state.connected and not bus.state.reason)
+    replies: list[bytes] = []
+    await bus.request("esl.cmd", b"{}", "", lambda payload, _type: replies.append(payload))
+    await eventually(lambda: replies == [b"here"])
