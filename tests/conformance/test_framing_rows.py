@@ -267,6 +267,14 @@ def test_row_38_notice_inside_a_body_that_goes_on(feed, protocol, json_event, pl
         assert closed.reason is CloseReason.SHUTDOWN
 
 
+def test_row_38_notice_inside_a_header_block(feed, protocol):
+    text = b"killed listener because of lost events\n"
+    notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
+    (closed,) = feed(protocol, b"Content-Length: 23" + notice + b"10\nContent-Type: text/event-json\n\n")
+    assert isinstance(closed.error, ConnectionLost)
+    assert closed.reason is CloseReason.DISCONNECT  # the notice's text lies behind the fault
+
+
 def test_row_39_goodbye_then_fin(feed, protocol):
     pending = protocol.send(commands.api("status"))
     (notice,) = feed(protocol, GOODBYE)

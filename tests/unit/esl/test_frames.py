@@ -79,6 +79,15 @@ def test_a_claimed_length_reserves_no_memory():
     assert parser._body.__sizeof__() < 1000
 
 
+def test_a_fault_keeps_no_more_than_the_end_of_its_frame():
+    for data in (b"x" * 3_000_000, b"X: y\n" * 300_000 + b"\n"):
+        parser = FrameParser()
+        parser.feed(data)
+        assert parser.error is not None
+        assert len(parser._head) == len(parser.partial) <= 4096
+        assert data.rstrip(b"\n").endswith(parser.partial)
+
+
 def test_what_is_remembered_is_bounded():
     parser = FrameParser()
     for length in range(10_000):
