@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HUNG_AFTER: Final = 0.1
 """A connection whose next reply is due for longer (s) gets no further command while it is."""
 
+_NOTHING = Need.NOTHING
 _SLOW_AFTER = 0.03  # s; a second connection is opened then. FreeSWITCH looks at an idle connection every 20 ms.
 _YOUNG = 1.0  # s; after a connection that died younger the next attempt waits
 
@@ -72,9 +73,10 @@ class Carriers:
         """The least loaded connection that can answer soon; None when there is none."""
         best = None
         least = self._max_pipelined
+        plain = need is _NOTHING
         for carrier in self.ready:
             due = carrier.unanswered
-            if due < least and not (due and now - carrier.progress_at > HUNG_AFTER) and carrier.serves(need):
+            if due < least and not (due and now - carrier.progress_at > HUNG_AFTER) and (plain or carrier.serves(need)):
                 connection = carrier.connection
                 if connection is not None and connection.writable:
                     if not due:

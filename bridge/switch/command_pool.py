@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -24,6 +25,8 @@ from bridge.switch.own_commands import OwnCommands
 from bridge.switch.submission import Execute, Job, Need, Outcome, State, Submission
 
 __all__ = ["CommandPool", "Outcome", "Submission"]
+
+_WRITTEN = State.WRITTEN
 
 
 class CommandPool:
@@ -60,8 +63,8 @@ class CommandPool:
         """Commands written, and jobs running, whose outcome is not told yet."""
         self.own = own_commands
         self._loop = asyncio.get_running_loop()
-        self.time = self._loop.time
-        """The clock of all instants here: the loop's."""
+        self.time = time.monotonic
+        """The clock of all instants here. It is the loop's, but uvloop's own ``time()`` counts whole ms."""
         self._command_timeout = command_timeout
         self._polling_interval = polling_interval
         self._max_waiting = max_waiting
@@ -208,7 +211,7 @@ class CommandPool:
         if submission.timer is not None:
             submission.timer.cancel()
         submission.timer = self.deadlines.add(until, submission.expired)
-        submission.state = State.WRITTEN
+        submission.state = _WRITTEN
         self.in_flight += 1
         carrier.write(submission, now)
 

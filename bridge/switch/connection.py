@@ -165,6 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         """Tell the owner, unless it knows."""
         if self._goodbye is not None:
             self._goodbye.cancel()
+        self._buffer = memoryview(b"")  # whoever still holds this connection should not hold its buffer
         if not self._gone.done():
             self._gone.set_result(None)
         if self._closed is None:

@@ -60,6 +60,9 @@ class State(Enum):
     OVER = 4
 
 
+_WAITING, _WRITTEN, _GIVEN_UP, _OVER = State  # plain names: these are looked up for every command
+
+
 class Submission:
     """One command given to a pool; ``cancel`` is all that callers use."""
 
@@ -92,7 +95,7 @@ class Submission:
         self.done = done
         self.deadline = deadline
         self.on_written = on_written
-        self.state = State.WAITING
+        self.state = _WAITING
         self.carrier: Carrier | None = None
         self.pending: PendingReply | None = None
         self.timer: Deadline | None = None
@@ -100,10 +103,10 @@ class Submission:
 
     def cancel(self) -> None:
         """Forget it: unsent it is never sent, sent its answer is swallowed. ``done`` is not called any more."""
-        state, self.state = self.state, State.OVER
-        if state is State.WAITING:
+        state, self.state = self.state, _OVER
+        if state is _WAITING:
             self.pool.withdraw(self)
-        elif state is State.WRITTEN:
+        elif state is _WRITTEN:
             self._abandon()
             self.pool.settled(self)
         self._disarm()
@@ -120,8 +123,8 @@ class Submission:
 
     def lost(self, error: EslError, sent: bool) -> None:
         """The connection ended before the reply."""
-        if self.state is not State.WRITTEN:
-            self.state = State.OVER
+        if self.state is not _WRITTEN:
+            self.state = _OVER
         elif sent:
             self._give_up(Outcome("lost", error=error, job=self.key))
         else:
@@ -131,34 +134,34 @@ class Submission:
 
     def expired(self) -> None:
         """Its time is up, waiting or written."""
-        if self.state is State.WAITING:
+        if self.state is _WAITING:
             self.pool.withdraw(self)
             self.fail(BudgetSpent("the deadline came before a connection was free"))
-        elif self.state is State.WRITTEN:
+        elif self.state is _WRITTEN:
             error = CommandTimeout("no reply in time" if self.pending is not None else "no result in time")
             self._abandon()
             self._give_up(Outcome("timeout", error=error, job=self.key, esl_ms=self._age_ms()))
 
     def refused(self, error: EslError) -> None:
         """It could not even wait."""
-        if self.state is State.WAITING:
+        if self.state is _WAITING:
             self.fail(error)
 
     def fail(self, error: EslError) -> None:
         """It was not written and will not be."""
         self._disarm()
-        self.state = State.OVER
+        self.state = _OVER
         self.pool.tell(self, Outcome("unsent", error=error))
 
     def _answer(self, outcome: Outcome) -> None:
-        state, self.state = self.state, State.OVER
-        if state is State.WRITTEN:
+        state, self.state = self.state, _OVER
+        if state is _WRITTEN:
             timer = self.timer
             if timer is not None:
                 timer.cancel()
             self.pool.settled(self)
             self.pool.tell(self, outcome)
-        elif state is State.GIVEN_UP:
+        elif state is _GIVEN_UP:
             outcome.late = True
             self.pool.tell(self, outcome)
 
@@ -166,7 +169,7 @@ class Submission:
         if self.key:
             self.pool.jobs.give_up(self.key)  # a tombstone: its result may still come
         self._disarm()
-        self.state = State.GIVEN_UP
+        self.state = _GIVEN_UP
         self.pool.settled(self)
         self.pool.tell(self, outcome)
 
@@ -225,7 +228,7 @@ class Job(Submission):
             self._answer(Outcome("reply", reply, job=self.key, esl_ms=(now - self.written_at) * 1e3))
             return
         self.accepted = True
-        if self.state is State.WRITTEN:
+        if self.state is _WRITTEN:
             self._disarm()
             self.timer = self.pool.deadlines.add(self.deadline, self.expired)
             if self.on_accepted is not None:
@@ -244,7 +247,7 @@ class Job(Submission):
     def lost(self, error: EslError, sent: bool) -> None:
         """The connection ended before FreeSWITCH took it; a result may still come, late, over another connection."""
         self.pending = None
-        if self.state is State.WRITTEN:
+        if self.state is _WRITTEN:
             if not sent:
                 self.pool.jobs.forget(self.key)
             super().lost(error, sent)
@@ -252,13 +255,13 @@ class Job(Submission):
     def abandoned(self, error: EslError) -> None:
         """No result can come any more."""
         self.pool.jobs.forget(self.key)
-        if self.state is State.WRITTEN:
+        if self.state is _WRITTEN:
             self._give_up(Outcome("lost", error=error, job=self.key, esl_ms=self._age_ms()))
-        self.state = State.OVER
+        self.state = _OVER
 
     def expired(self) -> None:
         """Its time is up; the table keeps it for a late result."""
-        if self.state is State.WRITTEN and self.orphaned:
+        if self.state is _WRITTEN and self.orphaned:
             error = CommandTimeout("the connection was lost and none could replace it before the deadline")
             self._give_up(Outcome("lost", error=error, job=self.key, esl_ms=self._age_ms()))
         else:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -167,10 +167,9 @@ class Script(asyncio.Protocol):
         self.answers = list(answers)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.transports.append(transport)
-        transport.write(self.greeting)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transports.append(self.transport)
+        self.transport.write(self.greeting)
 
     def data_received(self, data: bytes) -> None:
         if self.answers:

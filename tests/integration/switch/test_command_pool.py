@@ -530,3 +530,35 @@ async def test_an_application_that_is_waited_for(
     assert answers["app"].reply.ok
     assert answers["none"].reply.not_executed
     assert pool.in_flight == 0
+
+
+async def test_under_repeated_cuts_every_command_gets_one_outcome_and_runs_at_most_once(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    pool = make_pool(switch.url, max_waiting=5000)
+    switch.faults.add("drop@50/97")
+    switch.faults.add("deaf@80/89")
+    for number in range(1000):
+        if number % 5:
+            pool.submit(commands.api(f"echo {number}"), answers.take(number), deadline=soon())
+        else:
+            pool.submit_job(f"echo {number}", answers.take(number), deadline=soon(2))
+        if number % 50 == 0:
+            await asyncio.sleep(0.01)
+        if number % 300 == 299:
+            switch.drop_connections()
+    await until(lambda: len(answers) == 1000)
+    for number in range(1000):
+        outcomes = [outcome for outcome in answers.by_key[number] if not outcome.late]
+        assert len(outcomes) == 1
+        ran = switch.executed[f"echo {number}"]
+        assert ran <= 1
+        if outcomes[0].status == "reply":
+            assert outcomes[0].reply.text == str(number)
+            assert ran == 1
+        elif outcomes[0].status == "unsent":
+            assert ran == 0
+    statuses = [answers[number].status for number in range(1000)]
+    assert statuses.count("reply") > 500
+    assert statuses.count("lost") > 0
+    assert pool.in_flight == pool.waiting == 0
