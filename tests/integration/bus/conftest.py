@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,3 +61,20 @@ async def eventually(condition: Callable[[], object], timeout: float = 10.0) -> 
 @pytest.fixture(name="eventually")
 def _eventually() -> Callable[..., Any]:
     return eventually
+
+
+def stopped(pid: int) -> bool:
+    return b") T " in Path(f"/proc/{pid}/stat").read_bytes()
+
+
+@pytest.fixture
+def freeze() -> Callable[[EmbeddedBroker], Awaitable[None]]:
+    """Stop a server's process and return when it has stopped (the signal takes a moment)."""
+    if sys.platform != "linux":
+        pytest.skip("looks at /proc")
+
+    async def freeze_(server: EmbeddedBroker) -> None:
+        server.pause()
+        await eventually(lambda: stopped(server.pid))
+
+    return freeze_

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from os.path import exists
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +21,10 @@ def runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def is_there(folder: str) -> bool:
+    return Path(folder).exists()
 
 
 @pytest.fixture(params=["nats", "redis"])
@@ -40,14 +44,14 @@ async def test_a_broker_comes_and_goes(kind: Kind) -> None:
         await bus.connect(5)
         await bus.close()
         folder = broker._temporary or ""
-        assert exists(folder)
+        assert is_there(folder)
         await broker.kill()
         assert not runs(pid)
         await broker.start()
         assert broker.url == url
         pid = broker.pid
     assert not runs(pid)
-    assert not exists(folder)
+    assert not is_there(folder)
     await broker.stop()
 
 

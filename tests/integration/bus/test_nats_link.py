@@ -250,7 +250,7 @@ async def test_a_refused_listener_does_not_hold_up_the_others(start_nats: Any, o
 
 
 async def test_a_frozen_server_is_noticed_and_nothing_is_sent_twice(
-    start_nats: Any, open_nats: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+    start_nats: Any, open_nats: Any, freeze: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "PING_INTERVAL", 0.3)
     server, watched = await start_nats(), []
@@ -264,7 +264,7 @@ async def test_a_frozen_server_is_noticed_and_nothing_is_sent_twice(
     await listener.subscribe("doubt", lambda received: watched.append(int(received.payload)))
     await publisher.publish_many([Message("doubt", b"0")])
     await publisher.flush(5)
-    server.pause()
+    await freeze(server)
     for value in range(1, 100):
         await publisher.publish_many([Message("doubt", b"%d" % value)])
     # More than the kernel takes, so that some of it is still in our own buffers when the link is given up.
@@ -283,10 +283,10 @@ async def test_a_frozen_server_is_noticed_and_nothing_is_sent_twice(
     assert 100 not in watched, "what was still in our buffers must not leave once it is counted as in doubt"
 
 
-async def test_publishing_waits_while_too_much_is_unconfirmed(start_nats: Any, open_nats: Any) -> None:
+async def test_publishing_waits_while_too_much_is_unconfirmed(start_nats: Any, open_nats: Any, freeze: Any) -> None:
     server = await start_nats()
     bus = await open_nats(server.url, window=100_000)
-    server.pause()
+    await freeze(server)
     batch = [Message("a", b"x" * 1000) for _ in range(60)]
     await bus.publish_many(batch)
     await bus.publish_many(batch)
@@ -299,10 +299,10 @@ async def test_publishing_waits_while_too_much_is_unconfirmed(start_nats: Any, o
     assert bus.confirmed == 3
 
 
-async def test_waiting_ends_with_the_connection(start_nats: Any, open_nats: Any) -> None:
+async def test_waiting_ends_with_the_connection(start_nats: Any, open_nats: Any, freeze: Any) -> None:
     server = await start_nats()
     bus = await open_nats(server.url, window=10)
-    server.pause()
+    await freeze(server)
     await bus.publish_many([Message("a", b"x" * 1000)])
     publishing = asyncio.create_task(bus.publish_many([Message("a", b"x")]))
     flushing = asyncio.create_task(bus.flush(30))
@@ -322,10 +322,10 @@ async def test_a_caller_who_gives_up_does_not_disturb_the_others(nats_server: Em
     await asyncio.gather(*flushes[1:])
 
 
-async def test_a_flush_that_times_out_leaves_the_connection_alone(start_nats: Any, open_nats: Any) -> None:
+async def test_a_flush_that_times_out_leaves_the_connection_alone(start_nats: Any, open_nats: Any, freeze: Any) -> None:
     server = await start_nats()
     bus = await open_nats(server.url)
-    server.pause()
+    await freeze(server)
     with pytest.raises(BusUnavailable):
         await bus.flush(0.05)
     server.resume()
