@@ -30,7 +30,7 @@ from bridge.relay.commands import CommandRelay
 from bridge.relay.events import NodeRelay
 from bridge.relay.ledger import MemoryLedger
 from bridge.relay.notices import NoticeBoard
-from bridge.relay.policy import DEFAULT_DENY, Denial, Policy
+from bridge.relay.policy import DEFAULT_DENY, Policy
 from bridge.relay.publisher import Publisher
 from bridge.relay.routes import RouteSettings
 from bridge.relay.settings import CommandHooks, CommandSettings
@@ -38,7 +38,7 @@ from bridge.relay.verbs import DEFAULT_BACKGROUND, DEFAULT_SAFE
 from bridge.switch.command_pool import CommandPool
 from bridge.switch.deadlines import Deadlines
 from bridge.switch.event_link import EventLink
-from bridge.switch.node import NodeChange
+from bridge.switch.node import NodeChange, NodeState
 from bridge.switch.own_commands import OwnCommands
 
 log = structlog.get_logger(__name__)
@@ -189,7 +189,6 @@ class Worker:
         commands, esl, policy = self.settings.commands, self.settings.esl, self.settings.policy
         redis = self.settings.bus.url.scheme not in ("nats", "tls", "memory")
         addresses = commands.reply_to or (REDIS_REPLY_ADDRESSES if redis else NATS_REPLY_ADDRESSES)
-        rules = Policy(policy.allow, DEFAULT_DENY if policy.deny is None else policy.deny)
         return CommandRelay(
             self.bus,
             self.nodes,
@@ -211,7 +210,7 @@ class Worker:
             ),
             worker=self.id,
             ledger=self.ledger,
-            policy=lambda request, node: _reason(rules.check(request, node)),
+            policy=Policy(policy.allow, DEFAULT_DENY if policy.deny is None else policy.deny),
             deadlines=self.deadlines,
             calls=self.calls,
             hooks=CommandHooks(
@@ -330,12 +329,17 @@ class Worker:
             log.info("bus connected", bus=self.bus.url)
             self._connected.set()
             self.publisher.wake()
-        else:
+        elif not self._stopping:
             log.warning("bus not connected", bus=self.bus.url, reason=state.reason)
 
     def _node_changed(self, change: NodeChange) -> None:
         if change.restarted:
             self.calls.forget_node(change.node)
+        if change.state is NodeState.UP:
+            pool = self.nodes.pool(change.node)
+            if pool is not None:
+                # The pool's own back-off may still run, long after a refused password; the link knows better.
+                pool.node_up(change.core_uuid)
 
     def _resume(self) -> None:
         for consumer in self._consumers:
@@ -364,7 +368,3 @@ class Worker:
             ),
             node=reply.node,
         )
-
-
-def _reason(denial: Denial | None) -> str | None:
-    return None if denial is None else denial.reason
