@@ -167,10 +167,6 @@ class CommandRelay:
         )
 
     def _remembered(self, exchange: Exchange, verdict: Verdict, kept: CommandReply | None) -> None:
-        if exchange.ended:  # given up while the ledger was asked
-            if verdict is Verdict.NEW or verdict is Verdict.LOST:
-                self._ledger.release(exchange.key, self._desk.word(exchange, refused(_DRAINING)))
-            return
         exchange.marked = verdict is Verdict.NEW or verdict is Verdict.LOST
         if verdict is Verdict.NEW:
             if kept is not None:
@@ -242,7 +238,17 @@ class CommandRelay:
 
     def _expire(self, exchange: Exchange) -> None:
         """The budget ended while it waited for its turn or for a search."""
-        self._desk.end(exchange, refused(_EXPIRED))
+        if exchange.place and not exchange.turn:
+            self._take_out_of_line(exchange, _EXPIRED)
+        else:
+            self._desk.end(exchange, refused(_EXPIRED))
+
+    def _take_out_of_line(self, exchange: Exchange, refusal: Refusal) -> None:
+        self._disarm(exchange)
+        self._lines[exchange.queue_node].withdraw(exchange.place)
+        exchange.place = 0
+        exchange.refusal = refusal  # unless the ledger knows of an outcome
+        self._remember(exchange)
 
     def _closed(self, exchange: Exchange) -> None:
         """The final reply has left."""
@@ -254,8 +260,6 @@ class CommandRelay:
             self._loop.call_soon(self._hooks.on_room)
         if exchange.turn:
             self._lines[exchange.queue_node].leave()
-        elif exchange.place:
-            self._lines[exchange.queue_node].withdraw(exchange.place)
         if not in_hand and self._idle is not None:
             self._idle.set()
 
@@ -276,5 +280,8 @@ class CommandRelay:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
         self._sender.stopped = True
+        for exchange in list(self._in_hand):
+            if exchange.place and not exchange.turn:
+                self._take_out_of_line(exchange, _DRAINING)
         for exchange in list(self._in_hand):
             self._sender.give_up(exchange)

@@ -108,6 +108,10 @@ class ReplyDesk:
         if hooks.audit is not None:
             hooks.audit(request, reply)
         self._closed(exchange)
+        exchange.answered = True
+        if exchange.held is not None:
+            for part, whole in exchange.held:
+                self.late(exchange, part, whole)
 
     # --- replies that are not final -------------------------------------------------------------------------------
 
@@ -124,6 +128,9 @@ class ReplyDesk:
 
         ``part`` is told as a notice; ``whole`` goes to the caller, once, and becomes the kept outcome.
         """
+        if not exchange.answered:
+            exchange.held = [*(exchange.held or ()), (part, whole)]
+            return
         self._hooks.on_late(msgspec.to_builtins(part))
         if whole is None or exchange.late:
             return

@@ -9,6 +9,7 @@ import msgspec
 
 from bridge.bus.base import Delivery
 from bridge.messages.codec import Codec
+from bridge.messages.reply import CommandReply
 from bridge.messages.request import CommandRequest
 from bridge.relay.execution import Result, Work
 from bridge.relay.routing import Refusal, Submission
@@ -65,5 +66,9 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     """The final reply is decided."""
     unknown: bool = False
     """... and says ``timeout`` or ``connection_lost``."""
+    answered: bool = False
+    """The final reply has left."""
+    held: list[tuple[CommandReply, CommandReply | None]] | None = None
+    """Late answers that came in between: they follow the final reply."""
     late: bool = False
     """A late answer followed it."""

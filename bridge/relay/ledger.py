@@ -57,7 +57,7 @@ class Ledger(Protocol):
         """The key was not executed and is free again; whoever waits for it gets this reply."""
 
     def replace(self, key: str, reply: CommandReply) -> None:
-        """A late answer takes the place of a kept ``timeout`` or ``connection_lost``."""
+        """A late answer takes the place of a kept ``timeout`` or ``connection_lost``; not executed frees the key."""
 
 
 class _Kept(msgspec.Struct, gc=False):
@@ -142,7 +142,11 @@ class MemoryLedger:
         """See ``Ledger.replace``; nothing happens when the outcome is forgotten or known by now."""
         kept = self._kept.get(key)
         if kept is not None and kept.reply.executed is Executed.UNKNOWN and key not in self._running:
-            self._store(key, kept.content, reply)
+            if reply.executed is Executed.NO:
+                del self._kept[key]
+                self._bytes -= kept.size
+            else:
+                self._store(key, kept.content, reply)
 
     def _store(self, key: str, content: bytes, reply: CommandReply) -> None:
         if self._window <= 0:

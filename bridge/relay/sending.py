@@ -91,7 +91,10 @@ class Sender:
         exchange.scatter.start(list(self._nodes.names()))
 
     def give_up(self, exchange: Exchange) -> None:
-        """Answer now, whatever runs: ``connection_lost`` where it was sent, ``draining`` where it was not."""
+        """Answer now, whatever runs: ``connection_lost`` where it was sent, ``draining`` where it was not.
+
+        What waits for the ledger is left to it: on a durable queue another worker takes it up.
+        """
         if exchange.ended:
             return
         if exchange.scatter is not None:
@@ -101,8 +104,7 @@ class Sender:
             self._withdraw(exchange)
             self._desk.end(exchange, _LEFT_SENT if sent else _LEFT_UNSENT)
         elif exchange.asked and not exchange.marked:
-            # It waits for the outcome of its id, so it cannot say that nothing ran.
-            self._desk.end(exchange, _LEFT_SENT)
+            return  # its id may have an outcome: only the ledger's answer can end it
         else:
             self._desk.end(exchange, _LEFT_UNSENT)
 

@@ -87,6 +87,15 @@ def test_a_late_answer_replaces_an_unknown_outcome_only() -> None:
     assert ask(ledger).heard == [(Verdict.KEPT, YES)]
 
 
+def test_a_late_refusal_frees_the_key() -> None:
+    ledger = MemoryLedger(300)
+    ask(ledger)
+    ledger.keep("a", UNKNOWN, lambda: None)
+    ledger.replace("a", NO)
+    assert ask(ledger).heard == [(Verdict.NEW, None)]
+    assert ledger._bytes == 0
+
+
 def test_again_makes_an_unknown_outcome_new() -> None:
     ledger = MemoryLedger(300)
     ask(ledger)

@@ -160,6 +160,35 @@ async def test_nothing_is_sent_before_the_marker_and_nothing_answered_before_the
     assert given.reply.status is OK
 
 
+async def test_a_late_answer_follows_the_final_reply_even_when_it_overtakes_the_ledger(
+    make_world: Any, slow_ledger: Any
+) -> None:
+    world = make_world(ledger=slow_ledger)
+    given = world.put(command="x", id="a")
+    slow_ledger.go()
+    sent = world.pool().take()
+    sent.timeout()
+    sent.api("+OK", late=True)
+    assert (world.bus.sent, world.late) == ([], [])
+    slow_ledger.go()
+    assert given.reply.status is Status.TIMEOUT
+    assert (world.bus.sent[0][1].status, len(world.late)) == (OK, 1)
+    again = world.put(command="x", id="a")
+    slow_ledger.go()
+    assert again.reply.status is OK
+
+
+async def test_a_repeat_that_expires_in_line_still_hears_the_outcome(world: Any, until: Any) -> None:
+    line = {"queue": "esl.cmd.fs1"}
+    world.put(command="x", id="a")
+    world.pool().take().api("+OK")
+    world.put(command="y", delivery=line)
+    repeat = world.put(command="x", id="a", timeout_ms=5, delivery=line)
+    await until(lambda: repeat.answered)
+    assert (repeat.reply.status, repeat.reply.replayed) == (OK, True)
+    world.pool().take().api("+OK")
+
+
 async def test_the_budget_counts_while_the_ledger_thinks(make_world: Any, slow_ledger: Any) -> None:
     import asyncio
 
@@ -204,11 +233,17 @@ async def test_a_lost_one_is_kept_as_connection_lost(make_world: Any, slow_ledge
     assert len(slow_ledger.inner) == 1
 
 
-async def test_drain_while_the_ledger_thinks_does_not_claim_that_nothing_ran(make_world: Any, slow_ledger: Any) -> None:
+async def test_drain_leaves_to_the_ledger_what_only_it_can_say(make_world: Any, slow_ledger: Any) -> None:
     world = make_world(ledger=slow_ledger)
-    given = world.put(command="x", id="a")
+    world.put(command="x", id="a")
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    known, fresh = world.put(command="x", id="a"), world.put(command="x", id="b")
     await world.relay.drain(0.001)
-    assert (given.reply.status, given.reply.executed) == (LOST, Executed.UNKNOWN)
-    slow_ledger.go()  # the answer comes when nobody waits: the id is free again
-    assert world.pool().given == []
+    assert not known.answered
+    slow_ledger.go()
+    assert (known.reply.status, known.reply.replayed) == (OK, True)
+    assert (fresh.reply.status, fresh.reply.executed) == (Status.DRAINING, Executed.NO)
+    assert world.pool().waiting == 0
     assert slow_ledger.inner._running == {}
