@@ -89,17 +89,6 @@ class NodeLoad:
         """Whether it still says something at ``now`` (loop time, s): at most two and a half intervals old."""
         return now - self.received_at <= 2.5 * self.interval
 
-    def score(self, now: float) -> float | None:
-        """How loaded the node is, 0.0 idle to 1.0 full (its tightest limit counts); None when it is stale."""
-        if not self.fresh(now):
-            return None
-        shares = [1.0 - self.idle_cpu / 100.0]
-        if self.max_sessions > 0:
-            shares.append(self.sessions / self.max_sessions)
-        if self.sessions_per_sec > 0:
-            shares.append(self.sessions_per_sec_last / self.sessions_per_sec)
-        return min(1.0, max(0.0, *shares))
-
 
 def _number(event: Event, header: str, default: float) -> float:
     value = event.get(header)

@@ -49,23 +49,17 @@ def test_a_heartbeat_is_read() -> None:
     assert (read.sessions, read.max_sessions, read.sessions_per_sec, read.sessions_per_sec_last) == (12, 1000, 30, 3)
     assert read.idle_cpu == 75.5
     assert read.delay == pytest.approx(0.5)
-    assert read.score(100.0) == pytest.approx(0.245)
-
-
-def test_the_tightest_limit_is_the_score() -> None:
-    full = {"Session-Count": "900", "Max-Sessions": "1000", "Idle-CPU": "99"}
-    assert load(**full).score(100.0) == pytest.approx(0.9)
 
 
 def test_a_stale_load_says_nothing() -> None:
     assert load().fresh(149.0)
     assert not load().fresh(151.0)
-    assert load().score(151.0) is None
 
 
 @pytest.mark.parametrize("text", ["", "nan", "inf", "many"])
 def test_numbers_that_are_none_do_not_break_a_heartbeat(text: str) -> None:
-    assert load(**{"Session-Count": text, "Idle-CPU": text}).score(100.0) == 0.0
+    read = load(**{"Session-Count": text, "Idle-CPU": text})
+    assert (read.sessions, read.idle_cpu) == (0, 100.0)
 
 
 # --- back-off ---
