@@ -15,6 +15,7 @@ import typer
 
 from bridge import __version__
 from bridge.cli import exits
+from bridge.cli.asyncapi import asyncapi
 from bridge.cli.call import call
 from bridge.cli.check import check
 from bridge.cli.demo import demo
@@ -63,7 +64,7 @@ def help_of(docstring: str) -> str:
     return "\n\n".join([*paragraphs, "\n".join([f"\b{EXAMPLES}", *lines])])
 
 
-for command in (demo, run, check, tail, call, simulate):
+for command in (demo, run, check, tail, call, simulate, asyncapi):
     app.command(help=help_of(command.__doc__ or ""))(command)
 
 

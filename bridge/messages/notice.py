@@ -81,16 +81,16 @@ class AuditNotice(msgspec.Struct, omit_defaults=True):
     kind: ClassVar[str] = "audit"
 
     id: Annotated[str, Meta(description="The request's id")] = ""
-    op: str = ""
+    op: Annotated[str, Meta(description="The request's op")] = ""
     command: Annotated[str, Meta(description="Command line, application with argument, or event")] = ""
     uuid: Annotated[str, Meta(description="The call it was about")] = ""
     to: Annotated[str, Meta(description="The target that was asked for")] = ""
     queue: Annotated[str, Meta(description="The queue it came from")] = ""
     reply_to: Annotated[str, Meta(description="Where the reply went")] = ""
-    status: str = ""
-    executed: str = ""
-    error: str = ""
-    elapsed_ms: float | None = None
+    status: Annotated[str, Meta(description="How it ended")] = ""
+    executed: Annotated[str, Meta(description="Whether FreeSWITCH took the command")] = ""
+    error: Annotated[str, Meta(description="What went wrong, for people")] = ""
+    elapsed_ms: Annotated[float | None, Meta(description="From being queued to the reply, ms")] = None
 
 
 class LogNotice(msgspec.Struct, omit_defaults=True):
@@ -99,10 +99,10 @@ class LogNotice(msgspec.Struct, omit_defaults=True):
     kind: ClassVar[str] = "log"
 
     level: Annotated[int | str, Meta(description="FreeSWITCH's log level")]
-    text: str
-    file: str = ""
-    line: int | None = None
-    uuid: str = ""
+    text: Annotated[str, Meta(description="The line, without its end")]
+    file: Annotated[str, Meta(description="Source file of FreeSWITCH that wrote it")] = ""
+    line: Annotated[int | None, Meta(description="Line in that file")] = None
+    uuid: Annotated[str, Meta(description="The call it belongs to")] = ""
 
 
 class LateNotice(CommandReply, kw_only=True, omit_defaults=True):
@@ -126,14 +126,14 @@ NOTICES: Mapping[str, type[msgspec.Struct]] = {
 class Notice(msgspec.Struct):
     """A notice as a subscriber reads it."""
 
-    id: str
-    source: str
-    type: str
-    time: str
-    data: dict[str, object]
-    node: str = ""
-    worker: str = ""
-    specversion: str = "1.0"
+    id: Annotated[str, Meta(description="<worker instance>:<n>, n counts from 1")]
+    source: Annotated[str, Meta(description="/bridge/<worker>")]
+    type: Annotated[str, Meta(description="org.freeswitch.bridge.<kind>")]
+    time: Annotated[str, Meta(description="When it was told: RFC 3339, UTC, microseconds")]
+    data: Annotated[dict[str, object], Meta(description="What happened; its fields depend on the kind")]
+    node: Annotated[str, Meta(description="The node it is about; absent where there is none")] = ""
+    worker: Annotated[str, Meta(description="The worker that tells it")] = ""
+    specversion: Annotated[str, Meta(description="Version of CloudEvents")] = "1.0"
 
     @property
     def kind(self) -> str:

@@ -104,7 +104,7 @@ class CommandReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     error: Annotated[str, Meta(description="What went wrong, for people")] = ""
     job: Annotated[str, Meta(description="Job-UUID")] = ""
     elapsed_ms: Annotated[float | None, Meta(description="From being queued to this reply, ms")] = None
-    timing: Timing | None = None
+    timing: Annotated[Timing | None, Meta(description="Where the time went")] = None
     replayed: Annotated[bool, Meta(description="Answered from the ledger, or sent again")] = False
     late: Annotated[bool, Meta(description="Sent after its timeout")] = False
     meta: Annotated[dict[str, object] | None, Meta(description="The request's own map")] = None

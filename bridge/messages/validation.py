@@ -45,6 +45,16 @@ _EVENT_NAME = re.compile(r"[A-Za-z0-9_:.\-]+\Z")
 _APP_NAME = re.compile(r"[!-~]+\Z")
 
 
+def required_fields() -> dict[str, tuple[str, ...]]:
+    """What each op needs, for documents."""
+    return dict(_REQUIRED)
+
+
+def optional_fields() -> dict[str, tuple[str, ...]]:
+    """What else each op may have beside the fields that all ops share, for documents."""
+    return dict(_OPTIONAL)
+
+
 def check_request(request: CommandRequest) -> None:
     """Every check that needs no configuration. Raises ``InvalidRequest``."""
     op = request.op
