@@ -10,6 +10,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from bridge.bus.storage import Storage
+
 
 class Message(msgspec.Struct, gc=False):
     """One message for a topic or a stream.
@@ -156,6 +158,14 @@ class Bus(Protocol):
     @property
     def confirmed(self) -> int:
         """Number of the last batch of ``publish_many`` that the broker has certainly seen."""
+
+    @property
+    def storage(self) -> Storage:
+        """What the broker keeps for the fleet; ``Storage.open`` raises ``BusRefused`` where it keeps nothing."""
+
+    @property
+    def roll_call(self) -> str:
+        """Where a request is answered by every worker with its service card; empty where the broker knows none."""
 
     on_state: Callable[[BusState], None]
     on_broken: Callable[[], None]

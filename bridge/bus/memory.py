@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer
 
@@ -53,6 +54,7 @@ class MemoryBroker:
         self.dead: list[tuple[str, bytes, str]] = []
         """``(queue, payload, reason)`` of each rejected request."""
         self.buses: list[MemoryBus] = []
+        self.shelf = MemoryShelf()
 
     def stop(self) -> None:
         """The broker goes away; every bus notices."""
@@ -146,6 +148,8 @@ class MemoryBus:
         self.on_broken: Callable[[], None] = lambda: None
         self.confirmed = 0
         self.connected = False
+        self.roll_call = ""
+        self.storage = MemoryStorage(self, self.broker.shelf, lambda to, data: self.broker.publish(Received(to, data)))
         self._published = 0
         self._held: deque[Received] = deque(maxlen=HELD_REPLIES)
 

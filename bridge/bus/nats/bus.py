@@ -18,6 +18,7 @@ from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_subject, message_size, render_one
 from bridge.bus.nats.service import Endpoint, NatsService
+from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.patterns import widened
 from bridge.errors import BusUnavailable, MessageTooLarge
 
@@ -73,11 +74,13 @@ class NatsBus(JetStream):
         self._window = window
         self._keeper = keeper = LinkKeeper(address, files or NatsFiles(), name, rng)
         keeper.on_state = lambda state: self.on_state(state)
-        keeper.on_lost = lambda: self.on_broken()
+        keeper.on_lost = self._lost
         keeper.on_up = self._up
         keeper.on_confirmed = self._confirm
         self._inbox = Inbox(keeper, inbox_prefix)
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
+        self.storage = NatsStorage(keeper, inbox_prefix, lambda to, data: self.send(to, data, ""))
+        self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
         self._held: deque[_Reply] = deque()
         self._held_bytes = 0
         self._leaving = False
@@ -115,6 +118,10 @@ class NatsBus(JetStream):
             if self.connected:
                 await self.flush(CLOSE_TIMEOUT)
         await self._keeper.stop()
+
+    def _lost(self) -> None:
+        self.storage.lost("the connection broke")
+        self.on_broken()
 
     def _confirm(self, number: int) -> None:
         self.confirmed = max(self.confirmed, number)

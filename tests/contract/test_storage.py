@@ -1,0 +1,192 @@
+"""Leases, tables and notes behave alike on every bus that keeps things."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from bridge.bus.nats import NatsBus
+from bridge.bus.nats.storage import NatsStorage
+from bridge.bus.redis import RedisBus
+from bridge.bus.redis.storage import RedisStorage
+from bridge.bus.storage import NODES, WORKERS, Grant, Held, Storage
+
+TTL = 0.6
+
+
+class Shelf:
+    """One broker's storage, for as many workers as a test wants."""
+
+    def __init__(self, station: Any) -> None:
+        self._station = station
+        self.names = f"esltest{secrets.token_hex(4)}"
+
+    async def open(self, lease_time: float = TTL) -> Storage:
+        bus = await self._station.open()
+        storage: Storage = bus.storage
+        if isinstance(bus, NatsBus):
+            storage = NatsStorage(bus._keeper, "_INBOX", lambda to, data: bus.send(to, data, ""), prefix=self.names)
+            self._nats = bus
+        elif isinstance(bus, RedisBus):
+            storage = RedisStorage(bus._writers, prefix=self._station.prefix)
+        await storage.open(lease_time)
+        return storage
+
+    async def clean(self) -> None:
+        if hasattr(self, "_nats"):
+            for bucket in ("leases", "kept", "workers", "nodes"):
+                await self._nats.storage._questions.ask(f"$JS.API.STREAM.DELETE.KV_{self.names}-{bucket}", b"", 5.0)
+
+
+@pytest.fixture
+async def shelf(station: Any) -> AsyncIterator[Shelf]:
+    found = Shelf(station)
+    yield found
+    await found.clean()
+
+
+async def taken(storage: Storage, name: str, holder: str, ttl: float = TTL) -> Grant:
+    """Take a lease as soon as it can be had."""
+    async with asyncio.timeout(10):
+        while True:
+            answer = await storage.acquire(name, holder, ttl)
+            if isinstance(answer, Grant):
+                return answer
+            await asyncio.sleep(min(answer.remaining + 0.01, 0.1))
+
+
+async def test_a_lease_has_one_holder_and_says_who(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    held = await two.acquire("node.fs1", "b", TTL)
+    assert isinstance(held, Held)
+    assert held.holder == "a"
+    assert 0 < held.remaining <= TTL
+    assert await one.renew("node.fs1", grant.token, TTL)
+    assert isinstance(await two.acquire("node.fs2", "b", TTL), Grant)
+
+
+async def test_the_holder_gets_its_own_lease_again(shelf: Shelf) -> None:
+    one = await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    again = await one.acquire("node.fs1", "a", TTL)
+    assert isinstance(again, Grant)
+    assert again.token >= grant.token
+    assert await one.renew("node.fs1", again.token, TTL)
+
+
+async def test_a_lease_that_is_not_renewed_expires_and_the_next_token_is_greater(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    other = await taken(two, "node.fs1", "b")
+    assert other.token > grant.token
+    assert not await one.renew("node.fs1", grant.token, TTL)
+    assert not await one.release("node.fs1", grant.token)
+    assert await two.renew("node.fs1", other.token, TTL)
+
+
+async def test_a_renewed_lease_outlives_its_time(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    for _ in range(8):
+        await asyncio.sleep(TTL / 5)
+        assert await one.renew("node.fs1", grant.token, TTL)
+        assert isinstance(await two.acquire("node.fs1", "b", TTL), Held)
+
+
+async def test_a_released_lease_is_free_at_once_and_hands_its_note_on(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    assert grant.note == b""
+    assert await one.renew("node.fs1", grant.token, TTL, b"first")
+    assert await one.release("node.fs1", grant.token, b"last")
+    other = await two.acquire("node.fs1", "b", TTL)
+    assert isinstance(other, Grant)
+    assert other.note == b"last"
+    assert other.token > grant.token
+
+
+async def test_a_note_outlives_its_holder(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    assert await one.renew("node.fs1", grant.token, TTL, b"\x00mark")
+    assert await one.renew("node.fs1", grant.token, TTL)
+    assert (await taken(two, "node.fs1", "b")).note == b"\x00mark"
+    assert await two.read("node.fs1", "note") == b"\x00mark"
+
+
+async def test_a_holder_of_old_cannot_write_the_note(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    assert await one.renew("node.fs1", grant.token, TTL, b"old")
+    other = await taken(two, "node.fs1", "b")
+    assert await two.renew("node.fs1", other.token, TTL, b"new")
+    assert not await one.renew("node.fs1", grant.token, TTL, b"late")
+    assert await two.read("node.fs1", "note") == b"new"
+
+
+async def test_of_many_who_want_a_lease_one_gets_it(shelf: Shelf) -> None:
+    storages = [await shelf.open() for _ in range(5)]
+    answers = await asyncio.gather(*(one.acquire("node.fs1", f"w{n}", TTL) for n, one in enumerate(storages)))
+    assert sum(isinstance(answer, Grant) for answer in answers) == 1
+
+
+async def test_many_leases_are_renewed_together(shelf: Shelf) -> None:
+    one = await shelf.open()
+    grants = {name: await taken(one, name, "a") for name in (f"node.fs{n}" for n in range(50))}
+    assert all(await asyncio.gather(*(one.renew(name, it.token, TTL, b"m") for name, it in grants.items())))
+
+
+async def test_entries_of_a_table_live_as_long_as_they_are_written(
+    shelf: Shelf, eventually: Callable[..., Any]
+) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    await one.put(WORKERS, "host-1", b"one", TTL)
+    await two.put(WORKERS, "host.2 é", b"two", TTL)
+    assert await two.entries(WORKERS) == {"host-1": b"one", "host.2 é": b"two"}
+    async with asyncio.timeout(10):
+        while "host-1" in (found := await two.entries(WORKERS)):
+            assert found["host.2 é"] == b"two"
+            await two.put(WORKERS, "host.2 é", b"two", TTL)
+            await asyncio.sleep(TTL / 8)
+    await two.remove(WORKERS, "host.2 é")
+    async with asyncio.timeout(10):
+        while await one.entries(WORKERS):  # noqa: ASYNC110 - another client writes it
+            await asyncio.sleep(0.02)
+
+
+async def test_entries_without_a_time_stay_until_they_are_removed(shelf: Shelf) -> None:
+    one = await shelf.open()
+    assert await one.entries(NODES) == {}
+    await one.put(NODES, "fs9", b"{}")
+    await asyncio.sleep(TTL * 1.5)
+    two = await shelf.open()
+    assert await two.entries(NODES) == {"fs9": b"{}"}
+    await two.remove(NODES, "fs9")
+    await two.remove(NODES, "never")
+    async with asyncio.timeout(10):
+        while await one.entries(NODES):  # noqa: ASYNC110 - another client writes it
+            await asyncio.sleep(0.02)
+
+
+async def test_what_is_written_beside_a_lease_is_read_by_others(shelf: Shelf) -> None:
+    one, two = await shelf.open(), await shelf.open()
+    assert await two.read("node.fs1", "calls") == b""
+    await one.write("node.fs1", "calls", b"\xff\x00")
+    assert await two.read("node.fs1", "calls") == b"\xff\x00"
+
+
+async def test_a_word_reaches_who_listens(shelf: Shelf, station: Any, eventually: Callable[..., Any]) -> None:
+    one = await shelf.open()
+    listener = await station.open()
+    heard: list[bytes] = []
+    await listener.subscribe(f"{station.prefix}.word", lambda received: heard.append(received.payload))
+    async with asyncio.timeout(10):
+        while not heard:  # a subscription of Redis' takes a moment
+            one.tell(f"{station.prefix}.word", b"look")
+            await asyncio.sleep(0.02)
+    assert set(heard) == {b"look"}
