@@ -11,7 +11,7 @@ from typing import Any
 import nats.errors
 
 from bridge.bus.base import BusState
-from bridge.bus.nats.address import NatsAddress, NatsFiles
+from bridge.bus.nats.address import NatsAddress, NatsFiles, NatsServer
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusError, BusRefused, BusUnavailable
@@ -20,6 +20,7 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for one attempt at one server in the background."""
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds between rounds over the servers: doubled each time, times a random factor of 0.5 to 1."""
+MAX_DISCOVERED = 8
 BACKOFF_REFUSED = 30.0
 """Seconds after the server refused us: it will not change its mind at once, and may lock us out."""
 
@@ -95,6 +96,7 @@ class LinkKeeper:
         self._listeners: list[Listener] = []
         self._servers = list(address.servers)
         self._rng.shuffle(self._servers)
+        self._discovered: list[NatsServer] = []
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._last_error: BusError | None = None
@@ -189,6 +191,10 @@ class LinkKeeper:
                 pause = BACKOFF_REFUSED if isinstance(error, BusRefused) else delay
                 await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
                 delay = min(delay * 2, BACKOFF_MOST)
+            except Exception as error:  # a fault of ours or of the driver must not end the trying
+                _report(error, "connecting to NATS failed unexpectedly")
+                self._tell(BusState(False, f"unexpected: {type(error).__name__}"))
+                await asyncio.sleep(BACKOFF_MOST)
 
     async def _stay(self, link: NatsLink) -> None:
         """Return when the link is lost; meanwhile refused listeners are tried again now and then."""
@@ -215,11 +221,16 @@ class LinkKeeper:
                 self._last_error = failure
             else:
                 return
+        for server in self._discovered:
+            # What a cluster told of may not be reachable from here, so its errors say nothing.
+            with contextlib.suppress(BusError):
+                await self._establish(server, timeout)
+                return
         assert failure is not None
         self._changed.set()
         raise failure
 
-    async def _establish(self, server: Any, timeout: float) -> None:
+    async def _establish(self, server: NatsServer, timeout: float) -> None:
         link = NatsLink(server)
         await link.open(self._name, self._files, self._address.tls, timeout)
         link.on_confirmed = self.on_confirmed
@@ -263,11 +274,17 @@ class LinkKeeper:
             self._tell(BusState(True, "; ".join(reasons)))
 
     def _lost(self, reason: str) -> None:
+        if self.link is not None and not self._address.tls:  # certificates are for the names in the URL
+            known = {server.address for server in self._servers}
+            self._discovered = [it for it in self.link.discovered() if it.address not in known][:MAX_DISCOVERED]
         self.link = None
         self._changed.set()
         for listener in self._listeners:
             listener.handle = None
-        self.on_lost()
+        try:
+            self.on_lost()
+        except Exception as error:
+            _report(error, "on_broken failed")
         self._tell(BusState(False, reason))
 
     def _violated(self, text: str) -> None:
@@ -279,4 +296,11 @@ class LinkKeeper:
     def _tell(self, state: BusState) -> None:
         if state != self.state:
             self.state = state
-            self.on_state(state)
+            try:
+                self.on_state(state)
+            except Exception as error:
+                _report(error, "on_state failed")
+
+
+def _report(error: Exception, text: str) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": text, "exception": error})

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import nats.errors
@@ -180,6 +181,11 @@ class NatsLink:
             self._waiting.add(self._next)
             self._loop.call_soon(self._confirm_waiting)
         await asyncio.shield(self._next)
+
+    def discovered(self) -> list[NatsServer]:
+        """Further servers of the cluster that this one told of; the same login holds there."""
+        found = [uri.netloc for uri in self._client.discovered_servers]
+        return [replace(self.server, address=f"nats://{where}") for where in found]
 
     async def wait_lost(self) -> None:
         """Return when the link is lost or closed."""

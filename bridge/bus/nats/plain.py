@@ -92,7 +92,11 @@ class PlainWire:
         """See ``Wire``."""
 
         async def call(message: Msg) -> None:
-            handler(message)
+            try:
+                handler(message)
+            except Exception as error:
+                context = {"message": "a message handler failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
         return await self._client.subscribe(subject, queue=queue, cb=call, pending_bytes_limit=0)
 

@@ -11,7 +11,7 @@ import nkeys
 import pytest
 
 from bridge.bus.base import BusState, Message
-from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.embedded import EmbeddedBroker, _free_port
 from bridge.bus.nats import NatsFiles, keeper, link
 from bridge.bus.nats.direct import DirectWire
 from bridge.bus.nats.plain import PlainWire
@@ -175,6 +175,34 @@ async def test_several_servers(start_nats: Any, open_nats: Any, eventually: Any)
     await here.stop()
     await eventually(lambda: bus.connected and bus._keeper.link.server.address == there.url)
     assert broken == [1]
+
+
+async def test_servers_of_the_cluster_are_learnt(start_nats: Any, open_nats: Any, eventually: Any) -> None:
+    port = _free_port()
+    one = await start_nats(f"jetstream: false\ncluster {{ name: c, listen: 127.0.0.1:{port} }}")
+    routes = f"listen: 127.0.0.1:-1, routes: [ nats://127.0.0.1:{port} ]"
+    two = await start_nats(f"jetstream: false\ncluster {{ name: c, {routes} }}")
+    bus = await open_nats(two.url)
+    await eventually(lambda: one.url in [server.address for server in bus._keeper.link.discovered()])
+    await two.stop()
+    await eventually(lambda: bus.connected and bus._keeper.link.server.address == one.url)
+
+
+async def test_faults_of_callbacks_do_not_end_the_trying(start_nats: Any, open_nats: Any, eventually: Any) -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: reported.append(context["message"]))
+    server = await start_nats()
+    bus = await open_nats(server.url)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    bus.on_state = bus.on_broken = fail
+    await server.kill()
+    await eventually(lambda: not bus.connected)
+    await server.start()
+    await eventually(lambda: bus.connected)
+    assert {"on_broken failed", "on_state failed"} <= set(reported)
 
 
 # --- what the server may do to a connection ----------------------------------------------------------
