@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check bench clean
+.PHONY: help demo test lint format check bench docs docs-site clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-10s %s\n", $$1, $$2}'
@@ -44,6 +44,17 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff format .
 
 check: lint test ## What CI runs
+
+docs: $(VENV)/.dev ## Write the generated parts of the reference anew
+	@$(BIN)/python docs/generate.py
+
+docs-site: $(VENV)/.docs ## Build the documentation as a site, in site/
+	@$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.made pyproject.toml
+	@echo "Installing the documentation tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

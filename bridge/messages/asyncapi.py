@@ -191,7 +191,7 @@ def _channel(address: str, description: str, messages: Sequence[str], parameters
     return channel
 
 
-_PLACEHOLDERS = {
+PLACEHOLDERS = {
     "event": "Event-Name, or CUSTOM:<Event-Subclass>; one token, other characters as %XX",
     "name": "Event-Name",
     "subclass": "Event-Subclass, - where there is none",
@@ -214,7 +214,7 @@ def _address(topic: str) -> str:
 def _parameters(topic: str, nodes: Sequence[str]) -> Map:
     parameters: Map = {}
     for name in _placeholders(topic):
-        text = _PLACEHOLDERS.get(name, f"The header {name}, - where there is none")
+        text = PLACEHOLDERS.get(name, f"The header {name}, - where there is none")
         parameters[_plain(name)] = _node_parameter(nodes) if name == "node" else {"description": text}
     return parameters
 
@@ -224,7 +224,7 @@ def _plain(name: str) -> str:
 
 
 def _node_parameter(nodes: Sequence[str]) -> Map:
-    parameter: Map = {"description": _PLACEHOLDERS["node"]}
+    parameter: Map = {"description": PLACEHOLDERS["node"]}
     if nodes:
         parameter["enum"] = list(nodes)
     return parameter
