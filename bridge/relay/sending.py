@@ -156,7 +156,9 @@ class Sender:
         elif exchange.unknown and not exchange.late:
             exchange.node = node
             reply = self._desk.word(exchange, result, late=True)
-            self._desk.late(exchange, reply, reply)
+            # One attempt that was refused says nothing of the others that an idempotent request may have had.
+            settles = result.executed is not Executed.NO or not exchange.request.idempotent
+            self._desk.late(exchange, reply, reply if settles else None)
 
     def _came_late_of_many(self, exchange: Exchange, part: CommandReply, parts: list[CommandReply] | None) -> None:
         whole = None

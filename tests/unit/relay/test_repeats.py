@@ -82,6 +82,20 @@ async def test_an_idempotent_repeat_of_an_unknown_outcome_runs_again(world: Any)
     assert world.put(command="x", id="a", idempotent=True).reply.replayed
 
 
+async def test_a_late_refusal_of_one_attempt_does_not_speak_for_the_others(world: Any) -> None:
+    world.put(command="x", id="a", idempotent=True)
+    for _ in range(2):
+        world.pool().take().lost()
+    last = world.pool().take()
+    last.timeout()
+    last.command("-ERR permission denied", late=True)
+    assert (world.bus.sent, len(world.late)) == ([], 1)
+    again = world.put(command="x", id="a", idempotent=True)
+    for _ in range(3):
+        world.pool().take().lost()
+    assert again.reply.executed is Executed.UNKNOWN
+
+
 async def test_an_idempotent_repeat_that_does_not_run_still_tells_the_earlier_doubt(make_world: Any) -> None:
     world = make_world(max_in_flight=1)
     world.put(command="x", id="a", idempotent=True)
