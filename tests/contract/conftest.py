@@ -96,6 +96,15 @@ class NatsStation(Station):
     async def dead_letters(self) -> list[bytes]:
         return self._dead
 
+    async def clean(self) -> None:
+        import nats
+        from nats.js.errors import NotFoundError
+
+        client = await nats.connect(self.url)
+        with contextlib.suppress(NotFoundError):
+            await client.jetstream().delete_stream(self.prefix)
+        await client.close()
+
 
 class RedisStation(Station):
     kind = "redis"
