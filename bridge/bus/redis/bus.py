@@ -25,6 +25,7 @@ from bridge.bus.redis.publish import MAX_PAYLOAD, Publisher, StreamAppender
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
+from bridge.bus.redis.storage import RedisStorage
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
 from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
@@ -42,7 +43,8 @@ class RedisBus:
     ``queue_type`` says how queues are kept. ``worker`` names this worker to the others (its entries in hand bear the
     name); after ``claim_after`` seconds of its silence they claim what it had. Lists of replies live ``reply_ttl``
     seconds, dead letters go to the stream ``dead``. A connection that is idle
-    is proven alive every ``pulse`` seconds. Raises ``ConfigError``.
+    is proven alive every ``pulse`` seconds, and given up when an answer is owed for ``silence`` seconds.
+    Raises ``ConfigError``.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class RedisBus:
         dead: str = "esl.dead",
         connect_timeout: float = 5.0,
         pulse: float = 5.0,
+        silence: float = 10.0,
     ) -> None:
         self._url = RedisUrl.parse(url, username=user, password=password)
         options = WireOptions(
@@ -76,6 +79,7 @@ class RedisBus:
         self._worker = worker or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._claim_after = claim_after
         self._pulse = pulse
+        self._silence = silence
         self._servers = servers_for(self._url, options)
         self._consumers: list[Pull] = []
         self._started = False
@@ -93,14 +97,17 @@ class RedisBus:
         self._events.on_absent = self._absent
         self._streams: dict[bytes, Link] = {}
         self._appender = StreamAppender(self._stream_link)
-        self._writers = Writers(self._servers, pulse=pulse)
+        self._writers = Writers(self._servers, pulse=pulse, patience=silence)
         self._writers.on_change = self._tell_state
         self._writers.on_absent = self._absent
         self._answers = Answers(
             self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=lambda text: self.on_problem(text)
         )
+        self.storage = RedisStorage(self._writers)
+        self.roll_call = ""
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
+        self._topics.on_problem = lambda text: self.on_problem(text)
         self._lanes = ReplyLanes(self._link, self._writers, tagged=self._servers.many)
 
     # --- state -------------------------------------------------------------------------------------------
@@ -144,11 +151,14 @@ class RedisBus:
                     probe = await self._servers.open()
                     probe.abort(BusUnavailable("it was a try"))
                     self.start()
-                while not self.connected:
+                while not self._ready():
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             raise BusUnavailable(self._state.reason or "no connection in time") from None
+
+    def _ready(self) -> bool:
+        return self._events.connected and self._writers.ready
 
     def start(self) -> None:
         """See ``Bus.start``."""
@@ -158,7 +168,9 @@ class RedisBus:
             self._writers.start()
 
     async def close(self) -> None:
-        """See ``Bus.close``."""
+        """See ``Bus.close``. What is in hand stays pending, and is claimed by others."""
+        # A read that is just cut off can still take an entry.
+        await asyncio.gather(*(consumer.drain(_SETTLE) for consumer in self._consumers))
         if self._events.connected:
             with suppress(BusUnavailable):
                 await self._publisher.flush(_SETTLE)
@@ -247,7 +259,7 @@ class RedisBus:
     ) -> Subscription:
         """See ``Bus.request``; nobody can tell whether somebody consumes the queue, which keeps it anyway."""
         if not self._writers.connected:
-            raise BusUnavailable(self._state.reason)
+            raise BusUnavailable(self._state.reason or "the broker is away")
         if len(payload) > MAX_PAYLOAD:
             raise MessageTooLarge(len(payload), MAX_PAYLOAD)
         subscription: Subscription = _NoReplies()
@@ -288,7 +300,7 @@ class RedisBus:
     # --- connections -------------------------------------------------------------------------------------
 
     def _link(self, key: bytes) -> Link:
-        return Link(functools.partial(self._servers.open, key), pulse=self._pulse)
+        return Link(functools.partial(self._servers.open, key), pulse=self._pulse, patience=self._silence)
 
     def _stream_link(self, key: bytes) -> Link:
         if not self._servers.many:
@@ -313,7 +325,7 @@ class RedisBus:
     def _tell_state(self, reason: str = "") -> None:
         state = BusState(self.connected, "" if self.connected else reason or self._events.reason or "connecting")
         # While connecting, the first of several connections is no news yet.
-        news = state.connected or self._state.connected or state.reason
+        news = state.connected or self._state.connected or reason or self._events.reason
         if news and state != self._state:
             self._state = state
             self.on_state(state)

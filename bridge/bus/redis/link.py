@@ -21,8 +21,9 @@ class Operation:
     """Commands written together, and what to do with their replies.
 
     ``done`` gets all replies; or those that came and the error that broke the connection, and then ``written``
-    says whether the rest is in doubt. ``patience`` (seconds) bounds the server's silence while it waits. An operation
-    that may ``wait`` stays with its writer while the broker is away.
+    says whether the rest is in doubt. ``patience`` (seconds) is how long the server may take by right (a blocking
+    read), beyond the silence that the link allows. An operation that ``waits`` stays with its writer while the broker
+    is away.
     """
 
     __slots__ = ("commands", "count", "done", "got", "key", "moves", "patience", "since", "waits", "written")
@@ -34,7 +35,7 @@ class Operation:
         done: Done,
         *,
         key: bytes = b"",
-        patience: float = 10.0,
+        patience: float = 0.0,
         waits: bool = False,
     ) -> None:
         self.commands = commands
@@ -212,11 +213,12 @@ class Link:
             pass  # it was we who stood still: what the server said meanwhile is not read yet
         elif self._awaiting:
             oldest = self._awaiting[0]
-            if now - max(self._heard, oldest.since) > oldest.patience:
-                self.fail(BusUnavailable(f"the server was silent for {oldest.patience:g} s"))
+            patience = self._patience + oldest.patience
+            if now - max(self._heard, oldest.since) > patience:
+                self.fail(BusUnavailable(f"the server was silent for {patience:g} s"))
                 return
         elif not self._out and now - self._heard >= self.pulse * 0.9:
-            self.post(Operation(PING, 1, ignore, patience=self._patience))
+            self.post(Operation(PING, 1, ignore))
         self._watched = now
         self._timer = loop.call_later(self.pulse, self._watch)
 

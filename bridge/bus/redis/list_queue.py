@@ -145,7 +145,7 @@ class ListQueue(Pull):
             count = min(self._more, room)
             return Operation(command(b"LMOVE", self.key, self.processing, b"RIGHT", b"LEFT") * count, count, self.more)
         asking = command(b"BLMOVE", self.key, self.processing, b"RIGHT", b"LEFT", b"%d" % _BLOCK)
-        return Operation(asking, 1, self.answered, patience=_BLOCK + 10.0)
+        return Operation(asking, 1, self.answered, patience=_BLOCK)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one question brought; False when it brought nothing."""

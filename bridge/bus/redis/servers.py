@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import random
 from binascii import crc_hqx
+from collections.abc import Iterable
 from typing import Protocol
 
 from bridge.bus.redis.address import Host, RedisUrl
@@ -38,8 +39,9 @@ class Servers(Protocol):
     def place(self, key: bytes) -> Host | None:
         """The server that holds ``key``, as far as known without asking; None: not known (yet)."""
 
-    def serves(self, host: Host) -> bool:
-        """Whether keys live there, as far as known."""
+    @property
+    def hosts(self) -> Iterable[Host]:
+        """Where keys live, as far as known."""
 
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """Connect to ``host``, or to the server that holds ``key`` (any when empty).
@@ -64,9 +66,10 @@ class OneServer:
         """See ``Servers.place``."""
         return self._host
 
-    def serves(self, host: Host) -> bool:
-        """See ``Servers.serves``."""
-        return host == self._host
+    @property
+    def hosts(self) -> Iterable[Host]:
+        """See ``Servers.hosts``."""
+        return (self._host,)
 
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""
@@ -91,9 +94,10 @@ class SentinelServers:
         """See ``Servers.place``."""
         return self._master
 
-    def serves(self, host: Host) -> bool:
-        """See ``Servers.serves``."""
-        return host == self._master
+    @property
+    def hosts(self) -> Iterable[Host]:
+        """See ``Servers.hosts``."""
+        return (self._master,)
 
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""
@@ -164,9 +168,10 @@ class ClusterServers:
                 return host
         return None
 
-    def serves(self, host: Host) -> bool:
-        """See ``Servers.serves``."""
-        return any(host == place for _, _, place in self._slots)
+    @property
+    def hosts(self) -> Iterable[Host]:
+        """See ``Servers.hosts``."""
+        return {host for _, _, host in self._slots}
 
     async def open(self, key: bytes = b"", host: Host | None = None) -> Wire:
         """See ``Servers.open``."""

@@ -152,7 +152,7 @@ class StreamQueue(Pull):
             asking = command(*who, b"STREAMS", self.key, self._cursor)
             return Operation(asking, 1, self.answered)
         asking = command(*who, b"BLOCK", b"%d" % int(_BLOCK * 1000), b"STREAMS", self.key, b">")
-        return Operation(asking, 1, self.answered, patience=_BLOCK + 10.0)
+        return Operation(asking, 1, self.answered, patience=_BLOCK)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one XREADGROUP brought; False when it brought nothing."""

@@ -6,13 +6,14 @@ This room never publishes.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from bridge.bus.base import Received
 from bridge.bus.patterns import Matcher, pattern_matcher
 from bridge.bus.redis.link import Link, Operation, ignore
-from bridge.bus.redis.wire import Reply, command
-from bridge.errors import BusUnavailable
+from bridge.bus.redis.wire import Reply, ReplyError, command
+from bridge.errors import BusRefused, BusUnavailable
 
 _GRACE = 10.0  # s; how long a pub/sub connection may owe the answer to a PING
 
@@ -39,16 +40,19 @@ class Topics:
         self._link = link
         self._by_glob: dict[bytes, list[TopicSubscription]] = {}
         self._names: dict[bytes, str] = {}
-        self._confirmed: dict[bytes, asyncio.Future[None]] = {}
+        self._confirmed: dict[bytes, asyncio.Future[ReplyError | None]] = {}
+        # What was said and is not answered: answers come in its order, between the messages.
+        self._said: deque[tuple[bytes, bytes]] = deque()
         self._owed_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.on_problem: Callable[[str], None] = lambda text: None
         link.on_up = self._up
         link.on_down = self._down
         link.on_absent = self._down
         link.on_burst = self._take
 
     async def add(self, pattern: str, handler: Callable[[Received], None]) -> TopicSubscription:
-        """Listen; returns when the server has confirmed, or at once while it is away."""
+        """Listen; returns when the server has confirmed, or at once while it is away. Raises ``BusRefused``."""
         subscription = TopicSubscription(self, pattern, handler)
         glob = subscription.glob
         listeners = self._by_glob.get(glob)
@@ -62,6 +66,9 @@ class Topics:
         waiting = self._confirmed.get(glob)
         if waiting is not None:
             await asyncio.wait([waiting], timeout=_GRACE)
+            if waiting.done() and (refusal := waiting.result()) is not None:
+                self.remove(subscription)
+                raise BusRefused(f"{pattern} cannot be listened to: {refusal}")
         return subscription
 
     def remove(self, subscription: TopicSubscription) -> None:
@@ -80,17 +87,19 @@ class Topics:
         """Whether what is wanted is being listened to."""
         return not self._by_glob or (self._link.connected and not self._confirmed)
 
-    def _say(self, verb: bytes, *arguments: bytes) -> None:
+    def _say(self, verb: bytes, glob: bytes = b"") -> None:
         # Replies of this mode come as pushes, so the link counts none.
-        self._link.post(Operation(command(verb, *arguments), 0, ignore))
+        if self._link.post(Operation(command(verb, glob) if glob else command(verb), 0, ignore)):
+            self._said.append((verb, glob))
 
     def _up(self) -> None:
         loop = asyncio.get_running_loop()
         for glob in self._by_glob:
             if glob not in self._confirmed:
                 self._confirmed[glob] = loop.create_future()
-        if self._by_glob:
-            self._say(b"PSUBSCRIBE", *self._by_glob)
+        self._said.clear()
+        for glob in self._by_glob:
+            self._say(b"PSUBSCRIBE", glob)
         self._owed_since = None
         self._prove()
 
@@ -119,14 +128,21 @@ class Topics:
         for push in burst:
             if isinstance(push, list) and len(push) == 4 and push[0] == b"pmessage":
                 self._deliver(push[1], push[2], push[3])
-            elif isinstance(push, list) and push and push[0] == b"psubscribe":
-                waiting = self._confirmed.pop(push[1], None)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(None)
-            elif isinstance(push, Exception):
-                raise push
-            elif push == b"PONG" or (isinstance(push, list) and push and push[0] == b"pong"):
-                self._owed_since = None
+            elif self._said:
+                self._answered(*self._said.popleft(), push)
+            else:
+                raise push if isinstance(push, Exception) else BusUnavailable("an answer to nothing")
+
+    def _answered(self, verb: bytes, glob: bytes, answer: Reply) -> None:
+        refusal = answer if isinstance(answer, ReplyError) else None
+        if verb == b"PING":
+            self._owed_since = None  # a refusal is a sign of life too
+        elif verb == b"PSUBSCRIBE":
+            waiting = self._confirmed.pop(glob, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(refusal)
+            if refusal is not None:
+                self.on_problem(f"{glob.decode('utf-8', 'replace')} cannot be listened to: {refusal}")
 
     def _deliver(self, glob: bytes, channel: bytes, payload: bytes) -> None:
         topic = self._names.get(channel)

@@ -24,9 +24,10 @@ _RETRY_AFTER = 0.2  # s; slots that move, a Cluster that elects
 class Writers:
     """The writing connections: one, or one for each server of a Cluster that is written to."""
 
-    def __init__(self, servers: Servers, *, pulse: float) -> None:
+    def __init__(self, servers: Servers, *, pulse: float, patience: float) -> None:
         self._servers = servers
         self._pulse = pulse
+        self._patience = patience
         self._links: dict[Host | None, Link] = {}
         self._waiting: list[Operation] = []
         self._retry: asyncio.TimerHandle | None = None
@@ -44,6 +45,11 @@ class Writers:
 
     @property
     def connected(self) -> bool:
+        """Whether something can be written. (One master of a Cluster may be away while the others are not.)"""
+        return any(link.connected for link in self._links.values())
+
+    @property
+    def ready(self) -> bool:
         """Whether every connection that is wanted is there."""
         return bool(self._links) and all(link.connected for link in self._links.values())
 
@@ -103,7 +109,8 @@ class Writers:
     def _link(self, host: Host | None) -> Link:
         link = self._links.get(host)
         if link is None:
-            link = Link(functools.partial(self._servers.open, b"", host), pulse=self._pulse)
+            opening = functools.partial(self._servers.open, b"", host)
+            link = Link(opening, pulse=self._pulse, patience=self._patience)
             link.on_up = self._up
             link.on_down = functools.partial(self._down, host)
             link.on_absent = functools.partial(self._absent, host)
@@ -143,12 +150,12 @@ class Writers:
                 continue
             break
         # A node that serves nothing any more is let go; what was in doubt there is told.
-        for host in [host for host in self._links if host is not None and not self._servers.serves(host)]:
+        hosts = set(self._servers.hosts)
+        for host in [host for host in self._links if host is not None and host not in hosts]:
             await self._links.pop(host).close()
         self.on_change()
-        place = self._servers.place(b"esl-bridge")
-        if not self._links and place is not None:
-            self._link(place)
+        for host in hosts:
+            self._link(host)
         self._again()
 
     # --- again ---------------------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""A real Valkey, buses that are closed after the test, and a proxy that can cut and hold connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.redis import RedisBus
+
+StartValkey = Callable[..., Awaitable[EmbeddedBroker]]
+OpenRedis = Callable[..., Awaitable[RedisBus]]
+
+
+async def eventually(
+    ask: Callable[[], Any], wanted: Callable[[Any], object] = lambda value: value, timeout: float = 15.0
+) -> None:
+    """Wait until what ``ask`` gives, or its awaitable gives, is ``wanted`` (true by default)."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while True:
+        value = ask()
+        if inspect.isawaitable(value):
+            value = await value
+        if wanted(value):
+            return
+        assert loop.time() < deadline, f"the condition never came true; last seen: {value!r}"
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture(name="eventually")
+def _eventually() -> Callable[..., Any]:
+    return eventually
+
+
+@pytest.fixture
+async def start_valkey(valkey_server: EmbeddedBroker) -> AsyncIterator[StartValkey]:
+    """Starts further servers; the session's one is asked for because it skips when the wheel is missing."""
+    servers: list[EmbeddedBroker] = []
+
+    async def start(config: str = "", **options: Any) -> EmbeddedBroker:
+        server = EmbeddedBroker("redis", config=config, **options)
+        servers.append(server)
+        await server.start()
+        return server
+
+    yield start
+    for server in servers:
+        await server.stop()
+
+
+@pytest.fixture
+async def open_redis() -> AsyncIterator[OpenRedis]:
+    """Opens buses and closes them."""
+    buses: list[RedisBus] = []
+
+    async def open_(url: str, *, connect: bool = True, **options: Any) -> RedisBus:
+        bus = RedisBus(url, **options)
+        buses.append(bus)
+        if connect:
+            await bus.connect(10)
+        return bus
+
+    yield open_
+    for bus in buses:
+        await bus.close()
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue that no other test uses."""
+    return f"t{secrets.token_hex(4)}.cmd"
+
+
+@pytest.fixture
+async def client(valkey_server: EmbeddedBroker) -> AsyncIterator[redis.asyncio.Redis]:
+    """A plain client of the session's server, to look behind the bus."""
+    async with redis.asyncio.from_url(valkey_server.url) as found:
+        yield found
+
+
+class Proxy:
+    """Stands between a bus and its server: ``cut`` breaks all connections, ``hold`` keeps replies back."""
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._port = port
+        self._tls = tls
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.port = 0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.held = 0
+        self.accepted = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.open.set()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hold(self) -> None:
+        self.open.clear()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = {writer, upstream_writer}
+        self._writers |= ends
+        back = asyncio.create_task(self._pump(upstream_reader, writer, held=True))
+        await self._pump(reader, upstream_writer, held=False)
+        await back
+        self._writers -= ends
+        self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, held: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if held and not self.open.is_set():
+                    self.held += len(data)
+                    await self.open.wait()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+
+@pytest.fixture
+async def proxy(valkey_server: EmbeddedBroker) -> AsyncIterator[Proxy]:
+    """A proxy before the session's server."""
+    found = Proxy(valkey_server.port)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
+async def make_proxy() -> AsyncIterator[Callable[..., Awaitable[Proxy]]]:
+    proxies: list[Proxy] = []
+
+    async def make(port: int, tls: ssl.SSLContext | None = None) -> Proxy:
+        found = Proxy(port, tls)
+        proxies.append(found)
+        await found.start()
+        return found
+
+    yield make
+    for found in proxies:
+        await found.stop()

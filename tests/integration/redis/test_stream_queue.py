@@ -1,0 +1,410 @@
+"""The stream as a queue: entries in hand, claims, renewals, what a broken connection leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from bridge.bus.base import Delivery
+from bridge.bus.embedded import EmbeddedBroker
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
+
+pytestmark = pytest.mark.broker
+
+Open = Callable[..., Any]
+Eventually = Callable[..., Any]
+
+
+async def test_requests_wait_in_a_stream_until_a_worker_comes(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    for number in range(5):
+        await client.xadd(queue, {"data": b"%d" % number, "traceparent": "00-1"})
+    taken: list[Delivery] = []
+    bus = await open_redis(valkey_server.url)
+    await bus.consume(queue, taken.append)
+    await eventually(lambda: len(taken) == 5)
+    assert [delivery.payload for delivery in taken] == [b"0", b"1", b"2", b"3", b"4"]
+    first = taken[0]
+    assert first.queue == queue
+    assert first.headers == {"traceparent": "00-1"}
+    assert not first.claimed
+    assert first.queued_at == pytest.approx(time.time(), abs=60)
+    milliseconds, _, number = first.entry_id.partition("-")
+    assert milliseconds.isdigit()
+    assert number.isdigit()
+    assert isinstance(first, Delivery)
+    groups = await client.xinfo_groups(queue)
+    assert [group["name"] for group in groups] == [b"esl-bridge"]
+
+
+async def test_a_finished_request_leaves_nothing_but_its_reply(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url, reply_ttl=60)
+    address = f"esl.reply.{queue}"
+    await bus.consume(queue, lambda delivery: delivery.finish(address, b"answer", "application/json"))
+    await client.xadd(queue, {"data": b"x"})
+    assert await client.blpop([address], timeout=10) == (address.encode(), b"answer")
+    await client.xadd(queue, {"data": b"y"})
+    await eventually(lambda: client.pttl(address), lambda value: 0 < value <= 60_000)
+    assert await client.xlen(queue) == 0
+    assert (await client.xpending(queue, "esl-bridge"))["pending"] == 0
+    await client.delete(address)
+
+
+async def test_a_reply_may_go_to_a_channel(
+    open_redis: Open, valkey_server: EmbeddedBroker, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    await bus.consume(queue, lambda delivery: delivery.finish(f"pubsub:{queue}.answers", delivery.payload, ""))
+    got: list[bytes] = []
+    await bus.request(
+        queue, b"hello", "", lambda payload, kind: got.append(payload), reply_to=f"pubsub:{queue}.answers"
+    )
+    await eventually(lambda: got == [b"hello"])
+
+
+async def test_no_more_is_taken_than_there_is_room(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    room = 2
+    taken: list[Delivery] = []
+
+    def take(delivery: Delivery) -> None:
+        nonlocal room
+        room -= 1
+        taken.append(delivery)
+
+    bus = await open_redis(valkey_server.url)
+    consumer = await bus.consume(queue, take, room=lambda: room)
+    for number in range(5):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) >= 2)
+    assert (await client.xpending(queue, "esl-bridge"))["pending"] == 2
+    assert len(taken) == 2
+    room = 3
+    consumer.resume()
+    await eventually(lambda: len(taken) == 5)
+
+
+async def test_a_silent_workers_entries_are_claimed(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    dying = await open_redis(valkey_server.url, worker="dying", claim_after=60)
+    in_its_hand: list[Delivery] = []
+    await dying.consume(queue, in_its_hand.append)
+    await client.xadd(queue, {"data": b"left behind"})
+    await eventually(lambda: in_its_hand)
+    await dying.close()
+    taken: list[Delivery] = []
+    heir = await open_redis(valkey_server.url, worker="heir", claim_after=0.3)
+    await heir.consume(queue, taken.append)
+    await eventually(lambda: taken)
+    assert (taken[0].payload, taken[0].claimed) == (b"left behind", True)
+    taken[0].reject("counted")
+    entries: list[Any] = []
+    while not entries:
+        entries = [fields for _, fields in await client.xrange("esl.dead") if fields[b"queue"] == queue.encode()]
+    assert entries[0][b"count"] == b"2"
+    assert entries[0][b"reason"] == b"counted"
+    assert entries[0][b"data"] == b"left behind"
+
+
+async def test_what_a_living_worker_has_in_hand_is_not_claimed(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    slow = await open_redis(valkey_server.url, worker="slow", claim_after=0.6)
+    other = await open_redis(valkey_server.url, worker="other", claim_after=0.6)
+    in_hand: list[Delivery] = []
+    await slow.consume(queue, in_hand.append)
+    await client.xadd(queue, {"data": b"long work"})
+    await eventually(lambda: in_hand)
+    stolen: list[Delivery] = []
+    await other.consume(queue, stolen.append)
+    deadline = time.monotonic() + 2.0
+    longest = 0
+    while time.monotonic() < deadline:
+        pending = await client.xpending_range(queue, "esl-bridge", "-", "+", 10)
+        assert [entry["consumer"] for entry in pending] == [b"slow"]
+        longest = max(longest, pending[0]["time_since_delivered"])
+        await asyncio.sleep(0.05)
+    assert not stolen
+    assert longest < 600
+    # Renewing is not delivering: a count that grew would look like an entry that kills its workers.
+    assert pending[0]["times_delivered"] == 1
+
+
+async def test_an_earlier_lifes_entries_come_first_and_claimed(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    first = await open_redis(valkey_server.url, worker="same")
+    taken: list[Delivery] = []
+    await first.consume(queue, taken.append)
+    for number in range(3):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) == 3)
+    await first.close()
+    await client.xadd(queue, {"data": b"new"})
+    again: list[Delivery] = []
+    second = await open_redis(valkey_server.url, worker="same")
+    await second.consume(queue, again.append, room=lambda: 2)
+    await eventually(lambda: len(again) == 4)
+    assert [(delivery.payload, delivery.claimed) for delivery in again] == [
+        (b"0", True),
+        (b"1", True),
+        (b"2", True),
+        (b"new", False),
+    ]
+
+
+async def test_an_entry_that_a_broken_connection_swallowed_comes_again_unclaimed(
+    open_redis: Open, proxy: Any, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(proxy.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"first"})
+    await eventually(lambda: taken)
+    proxy.hold()
+    await client.xadd(queue, {"data": b"swallowed"})
+    await eventually(lambda: proxy.held)
+    proxy.cut()
+    proxy.open.set()
+    await eventually(lambda: len(taken) == 2)
+    assert (taken[1].payload, taken[1].claimed) == (b"swallowed", False)
+    # The first one is in hand and does not come a second time.
+    await client.xadd(queue, {"data": b"last"})
+    await eventually(lambda: len(taken) == 3)
+    assert taken[2].payload == b"last"
+
+
+async def test_a_reply_whose_confirmation_was_lost_is_not_written_twice(
+    open_redis: Open, proxy: Any, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(proxy.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: taken)
+    address = f"esl.reply.{queue}"
+    proxy.hold()
+    taken[0].finish(address, b"answer", "")
+    assert await client.blpop([address], timeout=10) == (address.encode(), b"answer")
+    await eventually(lambda: proxy.held)
+    proxy.cut()
+    proxy.open.set()
+    await eventually(lambda: not bus.connected)
+    await eventually(lambda: bus.connected)
+    # A later reply over the same way shows that the one in doubt has been looked at.
+    await client.xadd(queue, {"data": b"y"})
+    await eventually(lambda: len(taken) == 2)
+    taken[1].finish(address + ".2", b"later", "")
+    assert await client.blpop([address + ".2"], timeout=10)
+    assert await client.llen(address) == 0
+    assert await client.xlen(queue) == 0
+
+
+async def test_a_reply_that_was_never_written_is_written_when_the_bus_is_back(
+    open_redis: Open, proxy: Any, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(proxy.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: taken)
+    proxy.cut()
+    await eventually(lambda: not bus.connected)
+    address = f"esl.reply.{queue}"
+    taken[0].finish(address, b"answer", "")
+    bus.send(f"{address}.early", b"accepted", "")
+    assert await client.blpop([address], timeout=10) == (address.encode(), b"answer")
+    assert await client.blpop([f"{address}.early"], timeout=10)
+    await eventually(lambda: client.xlen(queue), lambda length: not length)
+
+
+async def test_a_reply_that_cannot_be_written_becomes_a_dead_letter(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url, dead=f"{queue}.dead")
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    await client.set(f"esl.reply.{queue}", "not a list", ex=60)
+    await bus.consume(queue, lambda delivery: delivery.finish(f"esl.reply.{queue}", b"answer", ""))
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: problems)
+    assert "WRONGTYPE" in problems[0]
+    await eventually(lambda: client.xlen(f"{queue}.dead"), lambda value: value)
+    ((_, letter),) = await client.xrange(f"{queue}.dead")
+    assert letter[b"data"] == b"x"
+    assert b"WRONGTYPE" in letter[b"reason"]
+    assert await client.xlen(queue) == 0
+
+
+async def test_an_entry_without_data_is_a_dead_letter(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url, dead=f"{queue}.dead")
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"payload": b"x"})
+    await eventually(lambda: client.xlen(f"{queue}.dead"), lambda value: value)
+    ((_, letter),) = await client.xrange(f"{queue}.dead")
+    assert letter[b"data"] == b"payload x"
+    assert not taken
+
+
+async def test_a_stream_that_is_deleted_comes_back(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"1"})
+    await eventually(lambda: taken)
+    await client.delete(queue)
+    await client.xadd(queue, {"data": b"2"})
+    await eventually(lambda: len(taken) == 2)
+
+
+async def test_a_queue_of_another_kind_is_refused_by_name(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str
+) -> None:
+    await client.lpush(queue, b"x")
+    bus = await open_redis(valkey_server.url)
+    with pytest.raises(BusRefused, match=rf"{queue}.*stream"):
+        await bus.consume(queue, lambda delivery: None)
+    await client.delete(queue)
+
+
+async def test_a_drained_consumer_leaves_what_comes_to_others(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"1"})
+    await eventually(lambda: taken)
+    before = time.monotonic()
+    await consumer.drain(4.0)
+    assert time.monotonic() - before < 4.0  # the waiting read was ended, not waited out
+    await client.xadd(queue, {"data": b"2"})
+    taken[0].finish("", b"", "")
+    await eventually(lambda: client.xlen(queue), lambda value: value == 1)
+    assert len(taken) == 1
+    assert (await client.xpending(queue, "esl-bridge"))["pending"] == 0
+
+
+async def test_a_drain_while_replies_are_held_frees_what_was_not_seen(
+    open_redis: Open, make_proxy: Any, valkey_server: EmbeddedBroker, client: Any, queue: str, eventually: Eventually
+) -> None:
+    proxy = await make_proxy(valkey_server.port)
+    bus = await open_redis(proxy.url, claim_after=60)
+    other = await open_redis(valkey_server.url, claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"1"})
+    await eventually(lambda: taken)
+    proxy.hold()
+    await client.xadd(queue, {"data": b"unseen"})
+    await eventually(lambda: proxy.held)
+    await consumer.drain(0.05)
+    proxy.open.set()
+
+    async def idle() -> int:
+        pending = await client.xpending_range(queue, "esl-bridge", "-", "+", 10)
+        return int(max(entry["time_since_delivered"] for entry in pending))
+
+    await eventually(idle, lambda value: value >= 60_000)
+    heir: list[Delivery] = []
+    await other.consume(queue, heir.append)
+    await eventually(lambda: heir)
+    assert (heir[0].payload, heir[0].claimed) == (b"unseen", True)
+    assert len(taken) == 1
+
+
+async def test_a_failing_handler_does_not_end_the_consumer(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    taken: list[bytes] = []
+
+    def handler(delivery: Delivery) -> None:
+        taken.append(delivery.payload)
+        if delivery.payload == b"bad":
+            raise ValueError("a fault of ours")
+
+    bus = await open_redis(valkey_server.url)
+    await bus.consume(queue, handler)
+    await client.xadd(queue, {"data": b"bad"})
+    await client.xadd(queue, {"data": b"good"})
+    await eventually(lambda: taken == [b"bad", b"good"])
+    assert isinstance(told[0]["exception"], ValueError)
+
+
+async def test_a_reply_over_the_limit_is_refused_and_stays_in_hand(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.bus.redis.answers.MAX_PAYLOAD", 10)
+    bus = await open_redis(valkey_server.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: taken)
+    with pytest.raises(MessageTooLarge):
+        taken[0].finish("esl.reply.x", b"x" * 11, "")
+    taken[0].finish(f"esl.reply.{queue}", b"small", "")
+    assert await client.blpop([f"esl.reply.{queue}"], timeout=10)
+
+
+async def test_a_request_needs_the_bus(open_redis: Open, valkey_server: EmbeddedBroker, queue: str) -> None:
+    bus = await open_redis(valkey_server.url, connect=False)
+    with pytest.raises(BusUnavailable):
+        await bus.request(queue, b"x", "", lambda payload, kind: None)
+
+
+@pytest.mark.parametrize("callers", [1, 200])
+async def test_many_requests_share_a_few_connections(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, callers: int
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    asking = await open_redis(valkey_server.url, name=f"asking-{queue}")
+
+    def answer(delivery: Delivery) -> None:
+        address = delivery.payload.decode()
+        bus.send(address, b"accepted " + delivery.payload, "")
+        delivery.finish(address, b"final " + delivery.payload, "")
+
+    await bus.consume(queue, answer)
+
+    async def ask() -> None:
+        for _ in range(5):
+            address = asking.new_reply_address()
+            got: list[bytes] = []
+            both = asyncio.Event()
+
+            def handler(payload: bytes, kind: str, got: list[bytes] = got, both: asyncio.Event = both) -> None:
+                got.append(payload)
+                if len(got) == 2:
+                    both.set()
+
+            request = await asking.request(queue, address.encode(), "", handler, reply_to=address)
+            await asyncio.wait_for(both.wait(), 20)
+            await request.close()
+            assert got == [f"{word} {address}".encode() for word in ("accepted", "final")]
+
+    await asyncio.gather(*(ask() for _ in range(callers)))
+    mine = [info for info in await client.client_list() if info["name"] == f"asking-{queue}"]
+    assert len(mine) <= 2 + 16
+    assert len(mine) <= 2 + callers // 32 + 1

@@ -1,0 +1,201 @@
+"""A Cluster of three masters, and a service that Sentinels watch over."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from bridge.bus.base import Message, Received, StreamSpec
+from bridge.bus.embedded import EmbeddedBroker, valkey_server_path
+from bridge.bus.redis import RedisBus
+from bridge.bus.redis.servers import key_slot
+
+pytestmark = pytest.mark.broker
+
+Open = Callable[..., Any]
+Eventually = Callable[..., Any]
+
+
+async def ask(server: EmbeddedBroker, *command: Any) -> Any:
+    async with redis.asyncio.Redis(port=server.port) as client:
+        return await client.execute_command(*command)
+
+
+@pytest.fixture
+async def cluster(start_valkey: Any, eventually: Eventually) -> list[EmbeddedBroker]:
+    nodes: list[EmbeddedBroker] = []
+    while len(nodes) < 3:
+        # The cluster's own port lies 10,000 above the clients'.
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < 55_000:
+            config = "cluster-enabled yes\ncluster-node-timeout 2000\ncluster-allow-replica-migration no"
+            nodes.append(await start_valkey(config, port=port))
+    for number, node in enumerate(nodes):
+        await ask(node, "CLUSTER ADDSLOTSRANGE", number * 5461, 16383 if number == 2 else number * 5461 + 5460)
+        await ask(node, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+    for node in nodes[1:]:
+        await ask(nodes[0], "CLUSTER MEET", "127.0.0.1", node.port)
+    for node in nodes:
+        await eventually(lambda node=node: ask(node, "CLUSTER INFO"), lambda info: info["cluster_state"] == "ok")
+        await eventually(lambda node=node: ask(node, "CLUSTER SLOTS"), lambda slots: len(slots) == 3)
+    return nodes
+
+
+def url_of(nodes: list[EmbeddedBroker]) -> str:
+    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+@pytest.mark.parametrize("queue_type", ["stream", "list"])
+async def test_a_cluster_does_everything(
+    cluster: list[EmbeddedBroker], open_redis: Open, queue_type: str, eventually: Eventually
+) -> None:
+    worker: RedisBus = await open_redis(url_of(cluster), queue_type=queue_type, worker="w")
+    # One seed that is gone must not matter.
+    caller: RedisBus = await open_redis(
+        "redis+cluster://127.0.0.1:1," + url_of(cluster[1:])[16:], queue_type=queue_type
+    )
+    heard: list[Received] = []
+    await caller.subscribe("fs.events.*", heard.append)
+    await worker.publish_many([Message(f"fs.events.E{n}", b"%d" % n) for n in range(50)])
+    await eventually(lambda: len(heard) == 50)
+    queues = ["esl.cmd", "esl.cmd.fs2", "esl.cmd.fs8"]
+    assert {min(key_slot(name.encode()) // 5461, 2) for name in queues} == {0, 1, 2}
+    for name in queues:
+        await worker.consume(name, lambda delivery: delivery.finish(delivery.payload.decode(), b"done", ""))
+    answers: list[bytes] = []
+    for name in queues * 3:
+        address = caller.new_reply_address()
+        await caller.request(
+            name, address.encode(), "", lambda payload, kind: answers.append(payload), reply_to=address
+        )
+    await eventually(lambda: len(answers) == len(queues) * 3)
+    foreign = "esl.reply.somewhere.else"
+    await caller.request(
+        "esl.cmd", foreign.encode(), "", lambda payload, kind: answers.append(b"foreign"), reply_to=foreign
+    )
+    await eventually(lambda: b"foreign" in answers)
+    for key in ("fs.events", "fs.calls"):
+        stream = StreamSpec("X", key)
+        await worker.ensure_stream(stream)
+        await eventually(lambda key=key: worker._stream_link(key.encode()).connected)
+        await worker.append_many(stream, [Message("fs.events.A", b"1")])
+
+
+async def test_a_slot_that_moves_is_followed(
+    cluster: list[EmbeddedBroker], open_redis: Open, eventually: Eventually
+) -> None:
+    bus: RedisBus = await open_redis(url_of(cluster), worker="w")
+    await bus.consume("esl.cmd", lambda delivery: delivery.finish(delivery.payload.decode(), b"done", ""))
+    answers: list[bytes] = []
+
+    async def call() -> None:
+        address = bus.new_reply_address()
+        count = len(answers)
+        await bus.request(
+            "esl.cmd", address.encode(), "", lambda payload, kind: answers.append(payload), reply_to=address
+        )
+        await eventually(lambda: len(answers) == count + 1)
+
+    await call()
+    slot = key_slot(b"esl.cmd")
+    owner = cluster[min(slot // 5461, 2)]
+    heir = cluster[(cluster.index(owner) + 1) % 3]
+    identity = (await ask(heir, "CLUSTER MYID")).decode()
+    await ask(heir, "CLUSTER SETSLOT", slot, "IMPORTING", (await ask(owner, "CLUSTER MYID")).decode())
+    await ask(owner, "CLUSTER SETSLOT", slot, "MIGRATING", identity)
+    keys = await ask(owner, "CLUSTER GETKEYSINSLOT", slot, 100)
+    await ask(owner, "MIGRATE", "127.0.0.1", heir.port, "", 0, 5000, "KEYS", *keys)
+    for node in (heir, owner, *cluster):
+        await ask(node, "CLUSTER SETSLOT", slot, "NODE", identity)
+    await call()
+    await call()
+    assert await ask(heir, "XLEN", "esl.cmd") == 0
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.fixture
+async def start_sentinel(tmp_path: Path, eventually: Eventually) -> AsyncIterator[Any]:
+    processes: list[asyncio.subprocess.Process] = []
+
+    async def start(port: int, master: int, extra: str = "") -> None:
+        folder = tmp_path / f"sentinel{port}"
+        folder.mkdir()
+        config = folder / "sentinel.conf"
+        config.write_text(
+            f'port {port}\nbind 127.0.0.1\ndir "{folder}"\nsentinel monitor main 127.0.0.1 {master} 1\n'
+            f"sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n{extra}\n"
+        )
+        # A server whose name ends so is a Sentinel.
+        program = folder / "valkey-sentinel"
+        os.symlink(valkey_server_path(), program)
+        process = await asyncio.create_subprocess_exec(
+            str(program), str(config), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        )
+        processes.append(process)
+        await eventually(functools.partial(listens, port))
+
+    yield start
+    for process in processes:
+        process.kill()
+        await process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_the_bus_follows_a_sentinels_master(
+    open_redis: Open, start_valkey: Any, start_sentinel: Any, queue: str, eventually: Eventually
+) -> None:
+    login = "requirepass secret\nmasterauth secret"
+    master = await start_valkey(login)
+    replica = await start_valkey(f"{login}\nreplicaof 127.0.0.1 {master.port}")
+    port = free_port()
+    await start_sentinel(port, master.port, "sentinel auth-pass main secret")
+    url = f"redis+sentinel://:secret@127.0.0.1:1,127.0.0.1:{port}/main/1"
+    bus: RedisBus = await open_redis(url)
+    assert bus.url == f"redis+sentinel://:***@127.0.0.1:1,127.0.0.1:{port}/main/1"
+    await bus.consume(queue, lambda delivery: delivery.finish(delivery.payload.decode(), b"done", ""))
+    answers: list[bytes] = []
+    address = bus.new_reply_address()
+    await bus.request(queue, address.encode(), "", lambda payload, kind: answers.append(payload), reply_to=address)
+    await eventually(lambda: answers)
+    async with redis.asyncio.Redis(port=port) as sentinel:
+        await eventually(lambda: sentinel.execute_command("SENTINEL REPLICAS", "main"))
+    async with redis.asyncio.Redis(port=replica.port, password="secret") as client:
+        await eventually(lambda: client.info("replication"), lambda info: info.get("master_link_status") == "up")
+        await master.kill()
+        await eventually(lambda: not bus.connected)
+        await eventually(lambda: bus.connected, timeout=30)
+        assert (await client.role())[0] == b"master"
+    address = bus.new_reply_address()
+    await bus.request(queue, address.encode(), "", lambda payload, kind: answers.append(payload), reply_to=address)
+    await eventually(lambda: len(answers) == 2)
+
+
+async def test_a_sentinel_that_wants_the_password_too(open_redis: Open, start_valkey: Any, start_sentinel: Any) -> None:
+    master = await start_valkey("requirepass secret")
+    port = free_port()
+    await start_sentinel(port, master.port, "sentinel auth-pass main secret\nrequirepass secret")
+    bus: RedisBus = await open_redis(f"redis+sentinel://:secret@127.0.0.1:{port}/main")
+    assert bus.connected
