@@ -174,7 +174,7 @@ def test_the_document_of_a_configuration_holds_no_secret_and_its_own_addresses()
         {
             "bus": {"url": "redis://alice:s3cr@t@bus.example:6390/1?x=1", "codec": "msgpack"},
             "commands": {"queue": "pbx.cmd"},
-            "node": [{"name": "fs7", "url": "fs://:ClueCon@10.0.0.5"}],
+            "node": [{"name": "fs7", "url": "fs://:g3heim@10.0.0.5"}],
         }
     )
     made = document_of(settings)
@@ -186,7 +186,7 @@ def test_the_document_of_a_configuration_holds_no_secret_and_its_own_addresses()
     text = json.dumps(made)
     assert "cr@t" not in text
     assert "alice" not in text
-    assert "ClueCon" not in text
+    assert "g3heim" not in text
 
 
 def test_yaml_and_json_say_the_same() -> None:

@@ -22,6 +22,7 @@ from bridge.config.values import (
     SecretUrl,
     TopicText,
     fault,
+    is_loopback,
     required,
     setting,
 )
@@ -126,6 +127,9 @@ class NodeSettings(Section):
     url: NodeUrl = required("fs://[username]:password@host[:port], port 8021; also fs+tls:// and fs+unix://")
     password: SecretStr = setting(SecretStr(""), "Password, when it is not in the URL")
     password_file: str = setting("", "File that holds the password")
+    allow_default_password: bool = setting(
+        False, "Accept FreeSWITCH's default password, ClueCon, for a server that is not this machine"
+    )
     tags: list[str] = setting([], 'Tags for requests to "tag:<tag>"')
     format: Literal["json", "plain"] = setting("json", "Event format asked of FreeSWITCH")
     subscribe: list[EventName] | None = setting(None, "Events to subscribe to; absent: those of [events]")
@@ -144,7 +148,19 @@ class NodeSettings(Section):
     def _check(self) -> NodeSettings:
         if any(not tag or any(mark in tag for mark in " *>") for tag in self.tags):
             raise fault("a tag must be a word without spaces or wildcards", "tags")
+        if self.has_default_password_off_loopback and not self.allow_default_password:
+            raise fault(
+                "is FreeSWITCH's default password, which everybody knows; change it there "
+                "(event_socket.conf.xml), or set allow_default_password",
+                "password",
+            )
         return self
+
+    @property
+    def has_default_password_off_loopback(self) -> bool:
+        """Whether anyone who reaches this server can use it."""
+        url = self.esl_url
+        return url.password == "ClueCon" and not url.path and not is_loopback(url.host)
 
     @property
     def esl_url(self) -> EslUrl:

@@ -5,6 +5,7 @@ This room checks one value at a time; it never reads a file or the environment.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any
 
@@ -88,6 +89,16 @@ def split_listen(text: str) -> tuple[str, int]:
     if not found or int(found["port"]) > 65535:
         raise ValueError(f'must be host:port, [IPv6]:port or :port, got "{text}"')
     return found["v6"] or found["host"], int(found["port"])
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or address stays on this machine; the empty host means all addresses."""
+    if host.lower() in ("localhost", "localhost.localdomain", "ip6-localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_listen(text: str) -> str:

@@ -5,10 +5,8 @@ This room never refuses anything.
 
 from __future__ import annotations
 
-import ipaddress
-
 from bridge.config.settings import Settings
-from bridge.config.values import split_listen
+from bridge.config.values import is_loopback, split_listen
 
 
 def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
@@ -16,7 +14,7 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
     found = []
     for number, node in enumerate(settings.nodes):
         url = node.esl_url
-        if url.password == "ClueCon" and not is_loopback(url.host) and not url.path:
+        if node.has_default_password_off_loopback:
             found.append(
                 (
                     f"node[{number}].url",
@@ -30,13 +28,3 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
     if settings.policy.deny == []:
         found.append(("policy.deny", "nothing is denied: whoever reaches the bus can run system commands"))
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host name or address stays on this machine; the empty host means all addresses."""
-    if host.lower() in ("localhost", "localhost.localdomain", "ip6-localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return False

@@ -125,8 +125,12 @@ def test_check_shows_what_the_configuration_comes_to(here, capsys):
     assert "geheim" not in shown
 
 
-def test_check_warns_of_the_default_password(here, capsys):
-    (here / "bridge.toml").write_text('[[node]]\nname = "fs1"\nurl = "fs://:ClueCon@10.0.0.9"\n')
+def test_check_refuses_the_default_password_off_loopback_unless_told(here, capsys):
+    node = '[[node]]\nname = "fs1"\nurl = "fs://:ClueCon@10.0.0.9"\n'
+    (here / "bridge.toml").write_text(node)
+    assert main(["check"]) == exits.WRONG_CONFIGURATION
+    assert "node[0].password: is FreeSWITCH's default password" in capsys.readouterr().err
+    (here / "bridge.toml").write_text(node + "allow_default_password = true\n")
     assert main(["check"]) == exits.FINE
     assert "node[0].url: FreeSWITCH's default password" in capsys.readouterr().out
 

@@ -361,9 +361,24 @@ def test_no_representation_shows_a_secret(load):
 # --- warnings ------------------------------------------------------------------------------------
 
 
-def test_the_default_password_is_warned_about_off_loopback_only(load):
-    assert settings_warnings(load(NODE)) == []
-    warned = settings_warnings(load(NODE + '[[node]]\nname = "x"\nurl = "fs://:ClueCon@10.0.0.1"'))
+OTHER = NODE + '[[node]]\nname = "x"\nurl = "fs://:ClueCon@10.0.0.1"\n'
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "switch.example", "[2001:db8::5]", "0.0.0.0"])
+def test_the_default_password_is_refused_off_loopback(load, host):
+    with pytest.raises(ConfigError) as caught:
+        load(OTHER.replace("10.0.0.1", host))
+    assert [key for key, _ in caught.value.problems] == ["node[1].password"]
+    assert "ClueCon" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1", "localhost", "[::1]"])
+def test_the_default_password_is_fine_on_loopback(load, where):
+    assert settings_warnings(load(OTHER.replace("10.0.0.1", where))) == []
+
+
+def test_the_default_password_is_warned_about_where_it_is_allowed(load):
+    warned = settings_warnings(load(OTHER + "allow_default_password = true\n"))
     assert [key for key, _ in warned] == ["node[1].url"]
 
 
