@@ -36,6 +36,7 @@ _DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
 _WORKER_GONE: Final = Result(
     Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
 )
+_FAULT: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, "a fault inside the bridge, its log says more")
 
 
 class CommandRelay:
@@ -115,7 +116,7 @@ class CommandRelay:
             self._check(exchange)
         except Exception:
             log.exception("a request failed inside the bridge, id %s", exchange.id)
-            self._sender.give_up(exchange)
+            self._desk.end(exchange, _FAULT)
 
     def _check(self, exchange: Exchange) -> None:
         full = len(self._in_hand) >= self._limit

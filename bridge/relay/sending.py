@@ -70,8 +70,10 @@ class Sender:
             exchange.submission = start(
                 work, pool, partial(self._ended, exchange, node), deadline=exchange.deadline, on_accepted=accepted
             )
-        except EslError as error:
+        except Exception as error:
             self._router.gave_back(node, exchange.verb, failed=True)
+            if not isinstance(error, EslError):
+                raise
             self._desk.end(exchange, failed_to_start(error))
 
     def scatter(self, exchange: Exchange) -> None:

@@ -367,6 +367,17 @@ async def test_trace_context_is_handed_back(world: Any) -> None:
     assert given.sent[0][3] == {"traceparent": "00-ab-cd-01"}
 
 
+async def test_a_fault_of_the_bridge_is_answered_honestly(
+    world: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(world.pool(), "submit", lambda *_, **__: 1 / 0)
+    given = world.put(command="x", id="a")
+    assert (given.reply.status, given.reply.executed) == (LOST, Executed.UNKNOWN)
+    assert "ZeroDivisionError" in caplog.text
+    monkeypatch.setattr(world.relay._intake, "read", lambda _: 1 / 0)
+    assert "fault" in world.put(command="x").rejected[0]
+
+
 async def test_a_fault_of_the_bus_leaves_nothing_in_hand(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given = world.put(command="status")
     monkeypatch.setattr(given, "finish", lambda *_: 1 / 0)
