@@ -1,0 +1,133 @@
+"""What workers tell each other, and tools read: a worker's entry in the fleet, with the nodes it owns.
+
+Never decides who owns what; msgpack, because the bridge keeps it for itself.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from bridge.errors import InvalidMessage
+
+TOPIC = "esl.fleet"
+"""Where workers tell each other to look; ``esl.fleet.<instance>`` reaches one of them."""
+
+
+class NodeEntry(msgspec.Struct, array_like=True, frozen=True):
+    """A node as its owner sees it. Loads are -1 where the last HEARTBEAT is too old; times in seconds."""
+
+    name: str
+    state: str = ""
+    reason: str = ""
+    core_uuid: str = ""
+    epoch: str = ""
+    sessions: int = -1
+    max_sessions: int = 0
+    sessions_per_sec: int = 0
+    sessions_per_sec_last: int = 0
+    idle_cpu: float = -1.0
+    load_age: float = 0.0
+    interval: float = 20.0
+    lag: float = 0.0
+    calls: int = 0
+    in_flight: int = 0
+    events: int = 0
+    url: str = ""
+    tags: tuple[str, ...] = ()
+
+
+class WorkerEntry(msgspec.Struct, omit_defaults=True, frozen=True):
+    """A living worker. ``id`` is stable, ``instance`` names this run, ``started`` is Unix time (s).
+
+    ``knows`` are the nodes of its configuration, ``ready`` those it could take over without a hole at once,
+    ``owned`` those whose events it publishes. ``beat`` counts its writings.
+    """
+
+    id: str
+    instance: str
+    started: float
+    beat: int = 0
+    version: str = ""
+    weight: float = 1.0
+    tags: tuple[str, ...] = ()
+    draining: bool = False
+    in_flight: int = 0
+    knows: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
+    owned: tuple[NodeEntry, ...] = ()
+
+
+class Mark(msgspec.Struct, array_like=True, frozen=True):
+    """How far a node's events were published: the identity of the last one that the broker confirmed.
+
+    ``token`` of the ownership, ``worker`` that published, ``at`` when it was written down (Unix time, s), ``stamp``
+    FreeSWITCH's own time of that event (us, 0 unknown); ``clean`` when nothing was left unpublished behind it.
+    """
+
+    token: int = 0
+    identity: str = ""
+    at: float = 0.0
+    stamp: int = 0
+    worker: str = ""
+    clean: bool = False
+
+
+class NodeOrder(msgspec.Struct, omit_defaults=True, frozen=True):
+    """A node as ``esl-bridge nodes`` wrote it: added (with a ``url``), or one of the configuration taken out."""
+
+    name: str
+    url: str = ""
+    tags: tuple[str, ...] = ()
+    pin: str = ""
+    drain: bool = False
+
+
+class Word(msgspec.Struct, omit_defaults=True, frozen=True):
+    """One word between workers: ``look`` (something changed), ``call`` (who has this call?), ``has`` (the answer)."""
+
+    kind: str
+    sender: str
+    uuid: str = ""
+    node: str = ""
+    number: int = 0
+
+
+encode = msgspec.msgpack.Encoder().encode
+_worker = msgspec.msgpack.Decoder(WorkerEntry)
+_mark = msgspec.msgpack.Decoder(Mark)
+_order = msgspec.msgpack.Decoder(NodeOrder)
+_word = msgspec.msgpack.Decoder(Word)
+
+
+def decode_worker(payload: bytes) -> WorkerEntry:
+    """Read a worker's entry. Raises ``InvalidMessage``."""
+    try:
+        return _worker.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidMessage(f"worker entry: {error}") from None
+
+
+def decode_mark(payload: bytes) -> Mark | None:
+    """Read a mark; None where there is none, or none that this version can read."""
+    if not payload:
+        return None
+    try:
+        return _mark.decode(payload)
+    except msgspec.MsgspecError:
+        return None
+
+
+def decode_order(payload: bytes) -> NodeOrder:
+    """Read a node's order. Raises ``InvalidMessage``."""
+    try:
+        return _order.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidMessage(f"node entry: {error}") from None
+
+
+def decode_word(payload: bytes) -> Word:
+    """Read a word. Raises ``InvalidMessage``."""
+    try:
+        return _word.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidMessage(f"word between workers: {error}") from None
