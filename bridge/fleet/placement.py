@@ -43,7 +43,7 @@ def place(nodes: Mapping[str, str], workers: Sequence[Candidate], *, standby: in
     Standbys are chosen from the other workers in the same way.
     """
     owners = _spread(nodes, workers, {})
-    taken = {node: (owner,) for node, owner in owners.items()}
+    taken: dict[str, tuple[str, ...]] = {node: (owner,) for node, owner in owners.items()}
     standbys: dict[str, tuple[str, ...]] = {}
     for _ in range(standby):
         more = _spread(nodes, workers, taken)

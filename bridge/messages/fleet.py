@@ -34,6 +34,7 @@ class NodeEntry(msgspec.Struct, array_like=True, frozen=True):
     events: int = 0
     url: str = ""
     tags: tuple[str, ...] = ()
+    mark: str = ""
 
 
 class WorkerEntry(msgspec.Struct, omit_defaults=True, frozen=True):
