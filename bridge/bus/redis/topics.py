@@ -23,7 +23,8 @@ class TopicSubscription:
 
     def __init__(self, topics: Topics, pattern: str, handler: Callable[[Received], None]) -> None:
         self._topics = topics
-        self.glob = glob_of(pattern).encode()
+        # Without a wildcard it is a channel's name, and stays as it is.
+        self.glob = (glob_of(pattern) if "*" in pattern or ">" in pattern else pattern).encode()
         self.handler = handler
         # A glob's * passes over dots, a pattern's does not.
         self.matches: Matcher | None = pattern_matcher(pattern) if "*" in pattern else None
@@ -61,7 +62,7 @@ class Topics:
         else:
             self._by_glob[glob] = [subscription]
             self._confirmed[glob] = asyncio.get_running_loop().create_future()
-            self._say(b"PSUBSCRIBE", glob)
+            self._say(_verb(glob), glob)
         self._link.start()
         waiting = self._confirmed.get(glob)
         if waiting is not None:
@@ -80,7 +81,7 @@ class Topics:
         if not listeners:
             del self._by_glob[subscription.glob]
             self._confirmed.pop(subscription.glob, None)
-            self._say(b"PUNSUBSCRIBE", subscription.glob)
+            self._say(b"PUNSUBSCRIBE" if b"*" in subscription.glob else b"UNSUBSCRIBE", subscription.glob)
 
     @property
     def connected(self) -> bool:
@@ -99,7 +100,7 @@ class Topics:
                 self._confirmed[glob] = loop.create_future()
         self._said.clear()
         for glob in self._by_glob:
-            self._say(b"PSUBSCRIBE", glob)
+            self._say(_verb(glob), glob)
         self._owed_since = None
         self._prove()
 
@@ -128,6 +129,8 @@ class Topics:
         for push in burst:
             if isinstance(push, list) and len(push) == 4 and push[0] == b"pmessage":
                 self._deliver(push[1], push[2], push[3])
+            elif isinstance(push, list) and len(push) == 3 and push[0] == b"message":
+                self._deliver(push[1], push[1], push[2])
             elif self._said:
                 self._answered(*self._said.popleft(), push)
             else:
@@ -137,7 +140,7 @@ class Topics:
         refusal = answer if isinstance(answer, ReplyError) else None
         if verb == b"PING":
             self._owed_since = None  # a refusal is a sign of life too
-        elif verb == b"PSUBSCRIBE":
+        elif verb in (b"SUBSCRIBE", b"PSUBSCRIBE"):
             waiting = self._confirmed.pop(glob, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(refusal)
@@ -159,6 +162,11 @@ class Topics:
                 asyncio.get_running_loop().call_exception_handler(
                     {"message": "a subscription's handler failed", "exception": error}
                 )
+
+
+def _verb(glob: bytes) -> bytes:
+    # An ACL grants a pattern to who asks for that very pattern only, a channel to who may have any that fits it.
+    return b"PSUBSCRIBE" if b"*" in glob else b"SUBSCRIBE"
 
 
 def glob_of(pattern: str) -> str:
