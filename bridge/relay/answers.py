@@ -41,12 +41,8 @@ def compose(
     late: bool = False,
 ) -> CommandReply:
     """The reply that tells a result; ``elapsed`` in seconds since the request was queued."""
-    elapsed_ms = round(elapsed * 1e3, 3)
-    timing = None
-    if result.esl_ms is not None:
-        esl_ms = round(result.esl_ms, 3)
-        timing = Timing(max(0.0, round(elapsed_ms - esl_ms, 3)), esl_ms)
-    return CommandReply(
+    elapsed_us = int(elapsed * 1e6)
+    reply = CommandReply(
         id=id,
         status=result.status,
         executed=result.executed,
@@ -55,11 +51,15 @@ def compose(
         result=result.result,
         error=result.error,
         job=result.job,
-        elapsed_ms=elapsed_ms,
-        timing=timing,
-        late=late,
+        elapsed_ms=elapsed_us / 1e3,
         meta=meta,
     )
+    if result.esl_ms is not None:
+        esl_us = int(result.esl_ms * 1e3)
+        reply.timing = Timing(max(0, elapsed_us - esl_us) / 1e3, esl_us / 1e3)
+    if late:
+        reply.late = True
+    return reply
 
 
 def combine(replies: list[CommandReply]) -> Result:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -61,7 +63,7 @@ class CommandRelay:
         directory: CallDirectory | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._clock = clock = self._loop.time
+        self._clock = clock = _clock_of(self._loop)
         self._settings = settings
         self._limit = settings.max_in_flight
         self._ledger = ledger
@@ -253,7 +255,8 @@ class CommandRelay:
 
     def _closed(self, exchange: Exchange) -> None:
         """The final reply has left."""
-        self._disarm(exchange)
+        if exchange.timer is not None:
+            self._disarm(exchange)
         in_hand = self._in_hand
         was_full = len(in_hand) == self._limit
         in_hand.pop(exchange, None)
@@ -286,3 +289,8 @@ class CommandRelay:
                 self._take_out_of_line(exchange, _DRAINING)
         for exchange in list(self._in_hand):
             self._sender.give_up(exchange)
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's clock, read directly: uvloop's own counts whole milliseconds and stands still within a turn."""
+    return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time

@@ -76,7 +76,7 @@ class ReplyDesk:
             id=exchange.id,
             replayed=True,
             meta=exchange.request.meta or None,
-            elapsed_ms=round((self._clock() - exchange.queued_at) * 1e3, 3),
+            elapsed_ms=int((self._clock() - exchange.queued_at) * 1e6) / 1e3,
             timing=None,
         )
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
@@ -104,7 +104,7 @@ class ReplyDesk:
             log.exception("the reply to %s could not be written", exchange.id)
         if reply.status is Status.DENIED:
             hooks.on_denied(request.op, reply.error)
-        hooks.on_reply(request.op, reply.status, self._clock() - exchange.queued_at)
+        hooks.on_reply(request.op, reply.status, (reply.elapsed_ms or 0.0) / 1e3)
         if hooks.audit is not None:
             hooks.audit(request, reply)
         self._closed(exchange)

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from bridge.bus.base import Delivery
 from bridge.errors import InvalidRequest
 from bridge.messages.codec import JSON, Codec, codec_of
@@ -16,10 +18,13 @@ from bridge.messages.command import CommandRequest, parse_request
 from bridge.messages.reply import Status
 from bridge.messages.topics import ReplyAddresses, reply_subject_allowed
 from bridge.relay.exchange import Exchange
-from bridge.relay.execution import Manner, manner_of, render
+from bridge.relay.execution import Manner, Work, manner_of, render
 from bridge.relay.routing import Refusal
 from bridge.relay.settings import CommandSettings
 from bridge.relay.verbs import LineFacts, Verbs
+
+_CACHE_LIMIT: Final = 4_096
+_CACHED_LENGTH: Final = 256
 
 
 class Unreadable(Exception):
@@ -37,6 +42,15 @@ class Unreadable(Exception):
         super().__init__(reason)
 
 
+class _Plan(msgspec.Struct, frozen=True, gc=False):
+    """How a request is to be carried out, as far as its command alone says; ``budget`` in seconds is the default."""
+
+    facts: LineFacts
+    budget: float
+    work: Work | None
+    refusal: Refusal | None
+
+
 class Intake:
     """Reads deliveries. ``clock`` gives loop time, ``wall`` Unix time (s)."""
 
@@ -50,6 +64,7 @@ class Intake:
         self._verbs = Verbs(background=settings.background, safe=settings.safe)
         self._direct_timeout = settings.connect_timeout + settings.command_timeout
         self._prefixes = tuple(queue + "." for queue in settings.queues)
+        self._plans: dict[tuple[str, str], _Plan] = {}
         self._queue_nodes: dict[str, str] = dict.fromkeys(settings.queues, "")
 
     def read(self, delivery: Delivery) -> Exchange:
@@ -69,8 +84,8 @@ class Intake:
         age = 0.0 if queued is None or queued > unix else unix - queued
         key = request.id or (f"{delivery.queue}/{id}" if id else "")
         node = self._node_of_queue(delivery.queue)
-        facts = self._verbs.read(request.command) if request.command else _NO_LINE
-        manner = manner_of(request, background=facts.background)
+        plan = self._plan(request)
+        facts = plan.facts
         exchange = Exchange(
             delivery=delivery,
             request=request,
@@ -80,15 +95,13 @@ class Intake:
             key=key,
             queue_node=node,
             queued_at=now - age,
-            deadline=now + (self._deadline(request, manner, unix - age) - unix),
+            deadline=self._deadline(request, plan.budget, now, unix, age),
             to=node or request.to or _default_target(request, facts),
             verb=facts.verb,
             safe=facts.safe,
+            work=plan.work,
+            refusal=plan.refusal,
         )
-        try:
-            exchange.work = render(request, manner)
-        except InvalidRequest as error:
-            exchange.refusal = Refusal(Status.INVALID, str(error))
         if node and request.to and request.to != node:
             exchange.refusal = Refusal(Status.INVALID, f"to: on this queue it can only be {node}, or absent")
         if len(payload) > self._settings.max_request:
@@ -96,10 +109,34 @@ class Intake:
             exchange.refusal = Refusal(Status.TOO_LARGE, text)
         return exchange
 
-    def _deadline(self, request: CommandRequest, manner: Manner, queued_at: float) -> float:
-        settings = self._settings
-        default = self._direct_timeout if manner is Manner.DIRECT else settings.job_timeout
-        return request.deadline(queued_at, default, settings.max_timeout)
+    def _plan(self, request: CommandRequest) -> _Plan:
+        """What to write for the request; that of short commands is remembered, most of them come again and again."""
+        command = request.command
+        if not command:
+            return self._make_plan(request, _NO_LINE)
+        key = (request.op, command)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make_plan(request, self._verbs.read(command))
+            if len(command) <= _CACHED_LENGTH:
+                if len(self._plans) >= _CACHE_LIMIT:
+                    self._plans.clear()
+                self._plans[key] = plan
+        return plan
+
+    def _make_plan(self, request: CommandRequest, facts: LineFacts) -> _Plan:
+        manner = manner_of(request, background=facts.background)
+        budget = self._direct_timeout if manner is Manner.DIRECT else self._settings.job_timeout
+        try:
+            return _Plan(facts, budget, render(request, manner), None)
+        except InvalidRequest as error:
+            return _Plan(facts, budget, None, Refusal(Status.INVALID, str(error)))
+
+    def _deadline(self, request: CommandRequest, budget: float, now: float, unix: float, age: float) -> float:
+        maximum = self._settings.max_timeout
+        if request.timeout_ms is None and request.deadline_ms is None and budget <= maximum:
+            return now - age + budget
+        return now + (request.deadline(unix - age, budget, maximum) - unix)
 
     def _address(self, broker: str, wanted: str, id: str, codec: Codec) -> str:
         if wanted and not self._addresses.allows(wanted):

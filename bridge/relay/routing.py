@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -20,7 +20,9 @@ _AS_GOOD_AS = 0.95
 # Verbs that put a new call on the node.
 _STARTS_CALLS = frozenset({"originate"})
 
-_ALIVE = (NodeState.UP, NodeState.SUSPECT, NodeState.SYNCING)  # in the order of preference
+# Nodes of the best state that there is are chosen from; those of other states never.
+_RANKS: Final[dict[str, int]] = {NodeState.UP: 0, NodeState.SUSPECT: 1, NodeState.SYNCING: 2}
+_WORSE_THAN_ANY: Final = 3
 
 
 class Submission(Protocol):
@@ -126,10 +128,7 @@ class Router:
         """The node for ``any``, ``tag:<tag>`` or a node's name, without those that were ``tried`` in vain."""
         nodes = self._nodes
         if to == "any":
-            names = nodes.names()
-            if len(names) == 1 and verb not in _STARTS_CALLS:
-                return self._choose_only(next(iter(names)), tried)
-            return self._choose_among(names, verb, tried, "there is no node")
+            return self._choose_among(nodes.names(), verb, tried, "there is no node")
         if to.startswith("tag:"):
             tag = to[4:]
             tagged = [name for name in nodes.names() if tag in nodes.tags(name)]
@@ -171,41 +170,34 @@ class Router:
         """How many commands are in hand for the node."""
         return self._of(node).in_hand
 
-    def _choose_only(self, name: str, tried: Collection[str]) -> str | Refusal:
-        if name in tried or self._nodes.state(name) not in _ALIVE:
-            return Refusal(Status.UNAVAILABLE, "there is no node that is up")
-        return self.refusal(name) or name
-
     def _choose_among(self, names: Iterable[str], verb: str, tried: Collection[str], whom: str) -> str | Refusal:
         state = self._nodes.state
-        by_state: dict[str, list[str]] = {alive: [] for alive in _ALIVE}
+        alive: list[str] = []
+        best = _WORSE_THAN_ANY
         for name in names:
-            alike = by_state.get(state(name))
-            if alike is not None and name not in tried:
-                alike.append(name)
-        alive: list[str] = next(filter(None, by_state.values()), [])
+            rank = _RANKS.get(state(name), _WORSE_THAN_ANY)
+            if rank > best or rank == _WORSE_THAN_ANY or name in tried:
+                continue
+            if rank < best:
+                best, alive = rank, []
+            alive.append(name)
         if not alive:
             return Refusal(Status.UNAVAILABLE, f"{whom} that is up")
-        refused: Refusal | None = None
-        able = []
-        for name in alive:
-            no = self.refusal(name)
-            if no is None and verb in _STARTS_CALLS and not self._may_begin(name):
-                no = Refusal(Status.BUSY, f"node {name} is at its Session-Per-Sec")
-            if no is None:
-                able.append(name)
-            else:
-                refused = no
-        if len(able) == 1:
-            return able[0]
-        return self._least_loaded(able) if able else refused or Refusal(Status.BUSY, f"{whom} that is free")
+        able = [name for name in alive if self._of(name).in_hand < self._limit]
+        if not able:
+            return Refusal(Status.BUSY, f"{self._limit} commands are in hand for each node already")
+        if verb in _STARTS_CALLS:
+            able = [name for name in able if self._may_begin(name)]
+            if not able:
+                return Refusal(Status.BUSY, "every node is at its Session-Per-Sec")
+        return able[0] if len(able) == 1 else self._least_loaded(able)
 
     def _least_loaded(self, names: list[str]) -> str:
         now = self._clock()
-        scores = {name: score for name in names if (score := self._score(name, now)) is not None}
+        scores = [(score, name) for name in names if (score := self._score(name, now)) is not None]
         if scores:
-            enough = max(scores.values()) * _AS_GOOD_AS
-            names = [name for name, score in scores.items() if score >= enough]
+            enough = max(scores)[0] * _AS_GOOD_AS
+            names = [name for score, name in scores if score >= enough]
         self._turn += 1
         turn = self._turn % len(names)
         return min(names[turn:] + names[:turn], key=self.in_hand)

@@ -108,9 +108,6 @@ DEFAULT_SAFE = (
 # They run another command inside themselves, in FreeSWITCH's own thread.
 _WRAPPERS: Final = frozenset({"expand", "xml_wrap"})
 
-_CACHE_LIMIT: Final = 4_096
-_CACHED_LENGTH: Final = 256
-
 
 class LineFacts(msgspec.Struct, frozen=True, gc=False):
     """What the command path wants to know of an API command line."""
@@ -126,25 +123,14 @@ class LineFacts(msgspec.Struct, frozen=True, gc=False):
 
 
 class Verbs:
-    """Reads API command lines by the lists of ``[commands]``; what it read lately it remembers."""
+    """Reads API command lines by the lists of ``[commands]``."""
 
     def __init__(self, *, background: Iterable[str] = DEFAULT_BACKGROUND, safe: Iterable[str] = DEFAULT_SAFE) -> None:
         self._background = _VerbList(background)
         self._safe = _VerbList(safe)
-        self._known: dict[str, LineFacts] = {}
 
     def read(self, line: str) -> LineFacts:
         """The facts of a line; those of a blank one are all empty."""
-        facts = self._known.get(line)
-        if facts is None:
-            facts = self._read(line)
-            if len(line) <= _CACHED_LENGTH:
-                if len(self._known) >= _CACHE_LIMIT:
-                    self._known.clear()
-                self._known[line] = facts
-        return facts
-
-    def _read(self, line: str) -> LineFacts:
         words = line.split(None, 2)
         verb = words[0].lower() if words else ""
         call = words[1] if verb.startswith("uuid_") and len(words) > 1 else ""

@@ -385,6 +385,18 @@ async def test_a_fault_of_the_bus_leaves_nothing_in_hand(world: Any, monkeypatch
     assert world.relay.in_flight == 0
 
 
+async def test_what_is_remembered_of_commands_is_bounded(make_world: Any) -> None:
+    world = make_world(max_in_flight=1)
+    world.put(command="status")
+    for number in range(10_000):
+        given = world.put(command=f"show {number}")
+    assert given.reply.status is Status.BUSY
+    assert len(world.relay._intake._plans) <= 4_096
+    world.put(command="x" * 1_000)
+    assert ("api", "x" * 1_000) not in world.relay._intake._plans
+    world.pool().take().api("ok")
+
+
 # --- idempotent requests --------------------------------------------------------------------------------------
 
 

@@ -71,15 +71,6 @@ def test_own_lists() -> None:
     assert not Verbs(background=[""]).read("x").background
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    verbs = Verbs()
-    for number in range(10_000):
-        assert verbs.read(f"uuid_kill {number}").call == str(number)
-    assert len(verbs._known) <= 4_096
-    verbs.read("x" * 1_000)
-    assert "x" * 1_000 not in verbs._known
-
-
 def test_the_lists_are_written_as_they_are_read() -> None:
     for entry in (*DEFAULT_BACKGROUND, *DEFAULT_SAFE):
         assert entry == " ".join(entry.lower().split())
