@@ -152,5 +152,23 @@ def render_reply(command: str, reply: CommandReply, *, shorten: Callable[[str], 
     line.append(f" executed={reply.executed} {reply.elapsed_ms or 0:.0f} ms", style="dim")
     if reply.node:
         line.append(f" on {printable(reply.node)}", style="dim")
+    if reply.replies:
+        line.append(f" by {len(reply.replies)} node{'' if len(reply.replies) == 1 else 's'}", style="dim")
     line.append("  " + printable(shorten(first) if shorten else first, _VALUE_LIMIT))
     return line
+
+
+def render_parts(reply: CommandReply) -> list[Text]:
+    """One line for each node that answered a command to ``all``; none for other replies."""
+    lines = []
+    for part in reply.replies or []:
+        good = part.status == "ok"
+        text = " ".join(((part.result if good else part.error) or "").split())
+        line = Text(no_wrap=True, overflow="ellipsis")
+        line.append("    ◀ ", style="bold yellow")
+        line.append(f"{printable(part.node)}: ", style="bold")
+        if not good:
+            line.append(f"{part.status} executed={part.executed} ", style="bold red")
+        line.append(printable(text, _VALUE_LIMIT))
+        lines.append(line)
+    return lines

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.rendering import printable, render_event, render_reply
+from bridge.cli.rendering import printable, render_event, render_parts, render_reply
 
 if TYPE_CHECKING:
     from bridge.messages.command import CommandReply
@@ -84,6 +84,8 @@ class Show:
         """Print a command with the reply that came for it."""
         self.outcomes[str(reply.status)] += 1
         self.line(render_reply(command, reply))
+        for part in render_parts(reply):
+            self.line(part)
         self.line(f"    {explanation}", style="dim italic")
 
     def failure(self, command: str, error: Exception) -> None:

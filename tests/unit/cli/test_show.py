@@ -117,3 +117,17 @@ def test_a_taken_port_is_replaced_by_a_free_one():
         holder.listen()
         taken = holder.getsockname()[1]
         assert free_port(taken) not in (0, taken)
+
+
+def test_a_reply_of_many_nodes_shows_a_line_for_each(clock):
+    show, stream = make_show(clock)
+    parts = [
+        CommandReply(id="1", status=Status.OK, executed=Executed.YES, node="fs1", result="3 total.\n"),
+        CommandReply(id="1", status=Status.TIMEOUT, executed=Executed.UNKNOWN, node="fs2", error="no\x1breply"),
+    ]
+    whole = CommandReply(id="1", status=Status.TIMEOUT, executed=Executed.UNKNOWN, error="fs2: no", replies=parts)
+    show.reply("show channels count  → all", whole, "asked of every node")
+    text = stream.getvalue()
+    assert "by 2 nodes" in text
+    assert "fs1: 3 total." in text
+    assert "fs2: timeout executed=unknown no\\x1breply" in text
