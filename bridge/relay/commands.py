@@ -23,7 +23,7 @@ from bridge.relay.exchange import Exchange
 from bridge.relay.execution import Result, refused
 from bridge.relay.intake import Intake, Unreadable
 from bridge.relay.ledger import Ledger, Verdict
-from bridge.relay.order import Line
+from bridge.relay.order import Lines
 from bridge.relay.policy import Policy
 from bridge.relay.rates import RateLimits
 from bridge.relay.routing import Nodes, Refusal, Router
@@ -84,7 +84,7 @@ class CommandRelay:
         self._sender = Sender(
             nodes, self._router, self._desk, policy=policy, rates=RateLimits(settings.rates), clock=clock
         )
-        self._lines: dict[str, Line] = {}
+        self._lines = Lines(settings.max_in_flight_node, self._has_room)
         self._in_hand: dict[Exchange, None] = {}
         self._draining = False
         self._idle: asyncio.Event | None = None
@@ -97,6 +97,10 @@ class CommandRelay:
     def room(self) -> int:
         """How many more requests may be taken; ``CommandHooks.on_room`` tells when this is no longer 0."""
         return 0 if self._draining else max(0, self._limit - len(self._in_hand))
+
+    def room_in_line(self, node: str) -> int:
+        """The same for the node's own queue, whose requests wait here for their turn."""
+        return min(self.room(), self._lines.room(node))
 
     # --- taken and checked ----------------------------------------------------------------------------------------
 
@@ -135,6 +139,8 @@ class CommandRelay:
             exchange.refusal = _DRAINING
         elif full:
             exchange.refusal = Refusal(Status.BUSY, f"{self._limit} requests are in hand already")
+        elif exchange.queue_node and not self._lines.room(exchange.queue_node):
+            exchange.refusal = Refusal(Status.BUSY, "too many requests wait for their turn already")
         if exchange.queue_node and exchange.refusal is None:
             self._stand_in_line(exchange)
         else:
@@ -143,8 +149,7 @@ class CommandRelay:
     # --- in the strict order of a node's own queue ------------------------------------------------------------------
 
     def _stand_in_line(self, exchange: Exchange) -> None:
-        line = self._lines.setdefault(exchange.queue_node, Line())
-        exchange.place = line.enter(partial(self._has_its_turn, exchange))
+        exchange.place = self._lines.enter(exchange.queue_node, partial(self._has_its_turn, exchange))
         if not exchange.turn:
             exchange.timer = self._deadlines.add(exchange.deadline, partial(self._expire, exchange))
 
@@ -248,7 +253,7 @@ class CommandRelay:
 
     def _take_out_of_line(self, exchange: Exchange, refusal: Refusal) -> None:
         self._disarm(exchange)
-        self._lines[exchange.queue_node].withdraw(exchange.place)
+        self._lines.withdraw(exchange.queue_node, exchange.place)
         exchange.place = 0
         exchange.refusal = refusal  # unless the ledger knows of an outcome
         self._remember(exchange)
@@ -261,11 +266,15 @@ class CommandRelay:
         was_full = len(in_hand) == self._limit
         in_hand.pop(exchange, None)
         if was_full:
-            self._loop.call_soon(self._hooks.on_room)
+            self._has_room()
         if exchange.turn:
-            self._lines[exchange.queue_node].leave()
+            self._lines.leave(exchange.queue_node)
         if not in_hand and self._idle is not None:
             self._idle.set()
+
+    def _has_room(self) -> None:
+        # Not within the step that made the room: its request is still on its way out.
+        self._loop.call_soon(self._hooks.on_room)
 
     def _disarm(self, exchange: Exchange) -> None:
         if exchange.timer is not None:

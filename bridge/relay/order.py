@@ -51,3 +51,38 @@ class Line:
                 self._waiting.pop(next(iter(self._waiting)))()
         finally:
             self._handing = False
+
+
+class Lines:
+    """One line for each node, each at most ``limit`` long; ``on_room`` is called when one was full and is no more."""
+
+    def __init__(self, limit: int, on_room: Callable[[], object]) -> None:
+        self._limit = limit
+        self._on_room = on_room
+        self._lines: dict[str, Line] = {}
+
+    def room(self, node: str) -> int:
+        """How many more may wait in the node's line."""
+        line = self._lines.get(node)
+        return self._limit if line is None else max(0, self._limit - len(line))
+
+    def enter(self, node: str, turn: Callable[[], None]) -> int:
+        """See ``Line.enter``."""
+        line = self._lines.get(node)
+        if line is None:
+            line = self._lines[node] = Line()
+        return line.enter(turn)
+
+    def withdraw(self, node: str, place: int) -> None:
+        """See ``Line.withdraw``."""
+        was_full = self.room(node) == 0
+        self._lines[node].withdraw(place)
+        if was_full:
+            self._on_room()
+
+    def leave(self, node: str) -> None:
+        """See ``Line.leave``."""
+        was_full = self.room(node) == 0
+        self._lines[node].leave()
+        if was_full:
+            self._on_room()

@@ -56,6 +56,6 @@ class CommandHooks:
     on_denied: Callable[[str, str], None] = _ignore
     """Every denial: op, reason."""
     on_room: Callable[[], None] = _ignore
-    """``room()`` was 0 and is not any more."""
+    """``room()``, or ``room_in_line()`` of a node, was 0 and is not any more."""
     audit: Callable[[CommandRequest, CommandReply], None] | None = None
     """Every request that could be read, with its final reply."""

@@ -302,6 +302,23 @@ async def test_a_nodes_own_queue_is_for_that_node(make_world: Any) -> None:
     assert unknown.reply.status is Status.UNAVAILABLE
 
 
+async def test_a_line_has_its_own_limit(make_world: Any) -> None:
+    world = make_world(max_in_flight=10, max_in_flight_node=2)
+    assert world.relay.room_in_line("fs1") == 2
+    for number in range(3):
+        world.put(command=f"x {number}", delivery=LINE)
+    assert (world.relay.room_in_line("fs1"), world.relay.room()) == (0, 7)
+    over = world.put(command="x 3", id="over", delivery=LINE)
+    assert (over.reply.status, over.reply.executed) == (Status.BUSY, Executed.NO)
+    await asyncio.sleep(0)
+    world.resumed = 0
+    world.pool().take().api("+OK")
+    await asyncio.sleep(0)
+    assert (world.relay.room_in_line("fs1"), world.resumed) == (1, 1)
+    for _ in range(2):
+        world.pool().take().api("+OK")
+
+
 async def test_repeats_and_refusals_do_not_hold_up_the_line(make_world: Any) -> None:
     world = make_world(max_in_flight=3)
     first = world.put(command="a", id="1", delivery=LINE)
