@@ -13,17 +13,27 @@ import msgspec
 
 from bridge.errors import InvalidCommand
 from bridge.esl.commands import api
+from bridge.messages.reply import Status
 from bridge.relay.call_table import CallTable
-from bridge.relay.routing import Nodes
+from bridge.relay.routing import Nodes, Refusal
 from bridge.switch.command_pool import Outcome
 from bridge.switch.node import NodeState
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The end of a search: the node, or "" and the nodes that could not be asked."""
+    """The end of a search for ``uuid``: the node, or "" and the nodes that could not be asked."""
 
-    node: str
+    uuid: str
+    node: str = ""
     silent: tuple[str, ...] = ()
+
+    @property
+    def refusal(self) -> Refusal:
+        """What to answer when there is no node."""
+        if not self.silent:
+            return Refusal(Status.NO_ROUTE, f"no node has the call {self.uuid}")
+        silent = ", ".join(self.silent)
+        return Refusal(Status.UNAVAILABLE, f"no node knows this call, and not all could be asked: {silent}")
 
 
 Answer = Callable[[Found], None]
@@ -61,9 +71,9 @@ class CallSearch:
         """Call ``answer`` once with what was found: at once when the table knows, else within the time-out."""
         node = self._calls.node_of(uuid)
         if node is not None and self._nodes.state(node):
-            answer(Found(node))
+            answer(Found(uuid, node))
         elif self._calls.is_unknown(uuid):
-            answer(Found(""))
+            answer(Found(uuid))
         elif uuid in self._asking:
             self._asking[uuid].append(answer)
         else:
@@ -76,26 +86,26 @@ class CallSearch:
 
     def _directory_said(self, uuid: str, deadline: float, node: str) -> None:
         if node:
-            self._end(uuid, Found(node))
+            self._end(Found(uuid, node))
         else:
             self._scatter(uuid, deadline)
 
     def _scatter(self, uuid: str, deadline: float) -> None:
         names = list(self._nodes.names())
         if len(names) > self._scatter_limit:
-            self._end(uuid, Found(""))
+            self._end(Found(uuid))
             return
         try:
             question = api(f"uuid_exists {uuid}")
         except InvalidCommand:  # no call has such a name
-            self._end(uuid, Found(""))
+            self._end(Found(uuid))
             return
         asked = [
             name for name in names if self._nodes.state(name) != NodeState.DOWN and self._nodes.pool(name) is not None
         ]
         poll = _Poll(len(asked), [name for name in names if name not in asked])
         if not asked:
-            self._end(uuid, Found("", tuple(poll.silent)))
+            self._end(Found(uuid, silent=tuple(poll.silent)))
         for name in asked:
             pool = self._nodes.pool(name)
             assert pool is not None
@@ -111,15 +121,15 @@ class CallSearch:
         elif reply.text.strip() == "true" and not poll.over:
             poll.over = True
             self._calls.learn(uuid, name)
-            self._end(uuid, Found(name))
+            self._end(Found(uuid, name))
         if poll.open == 0 and not poll.over:
             poll.over = True
-            self._end(uuid, Found("", tuple(poll.silent)))
+            self._end(Found(uuid, silent=tuple(poll.silent)))
 
-    def _end(self, uuid: str, found: Found) -> None:
+    def _end(self, found: Found) -> None:
         if not found.node and not found.silent:
-            self._calls.note_unknown(uuid)
-        for answer in self._asking.pop(uuid):
+            self._calls.note_unknown(found.uuid)
+        for answer in self._asking.pop(found.uuid):
             answer(found)
 
 

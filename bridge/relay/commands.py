@@ -218,29 +218,24 @@ class CommandRelay:
             if not exchange.node and not exchange.ended:
                 exchange.timer = self._deadlines.add(exchange.deadline, partial(self._expire, exchange))
         else:
-            chosen = self._router.choose(to, exchange.verb)
-            if isinstance(chosen, str):
-                self._sender.send(exchange, chosen)
-            else:
-                self._desk.end(exchange, refused(chosen))
+            self._go(exchange, self._router.choose(to, exchange.verb))
+
+    def _go(self, exchange: Exchange, chosen: str | Refusal) -> None:
+        if isinstance(chosen, str):
+            self._sender.send(exchange, chosen)
+        else:
+            self._desk.end(exchange, refused(chosen))
 
     def _found(self, exchange: Exchange, found: Found) -> None:
         if exchange.ended:
             return
         self._disarm(exchange)
         if found.node:
-            refusal = self._router.refusal(found.node)
-            if refusal is None:
-                self._sender.send(exchange, found.node)
-            else:
-                self._desk.end(exchange, refused(refusal))
-        elif found.silent:
-            text = f"no node knows this call, and not all could be asked: {', '.join(found.silent)}"
-            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, text)))
-        elif exchange.verb == "uuid_exists":
+            self._go(exchange, self._router.choose(found.node, exchange.verb))
+        elif exchange.verb == "uuid_exists" and not found.silent:
             self._desk.end(exchange, Result(Status.OK, Executed.YES, "false"))
         else:
-            self._desk.end(exchange, refused(Refusal(Status.NO_ROUTE, f"no node has the call {exchange.to[5:]}")))
+            self._desk.end(exchange, refused(found.refusal))
 
     # --- answered, or given up ----------------------------------------------------------------------------------------
 
