@@ -88,7 +88,7 @@ _SEVERITY = {status: rank for rank, status in enumerate(STATUSES)}
 class Timing(msgspec.Struct, omit_defaults=True, gc=False):
     """Where the time went, in ms."""
 
-    queued_ms: Annotated[float | None, Meta(description="From being queued to being taken")] = None
+    queued_ms: Annotated[float | None, Meta(description="From being queued to the write to FreeSWITCH")] = None
     esl_ms: Annotated[float | None, Meta(description="From the write to FreeSWITCH's answer")] = None
 
 
