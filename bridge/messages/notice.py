@@ -47,6 +47,7 @@ class WorkerNotice(msgspec.Struct, omit_defaults=True):
 
     state: Annotated[WorkerState, Meta(description="joined, draining, left or lost")]
     nodes: Annotated[list[str], Meta(description="The nodes it owns or owned")] = []
+    worker: Annotated[str, Meta(description="The worker that is lost, which cannot tell it itself")] = ""
 
 
 class GapNotice(msgspec.Struct, omit_defaults=True):
@@ -62,6 +63,7 @@ class GapNotice(msgspec.Struct, omit_defaults=True):
     after: Annotated[str, Meta(description="Identity of the first event after the gap")] = ""
     count: Annotated[int | None, Meta(description="How many; absent for a link outage")] = None
     exact: Annotated[bool | None, Meta(description="False: count is an upper bound")] = None
+    uncertain: Annotated[bool, Meta(description="At a take-over: perhaps nothing is missing, or some came twice")] = False
 
 
 class SnapshotNotice(msgspec.Struct, omit_defaults=True):
