@@ -55,11 +55,16 @@ class Answers:
         self._on_problem = on_problem
         ttl = b"%d" % max(1, round(reply_ttl * 1000))
         self._expiry = b"$%d\r\n%b\r\n" % (len(ttl), ttl)
+        self._round: _Round | None = None
 
     def send(self, address: str, payload: bytes) -> None:
         """Write one reply; it waits while the broker is away, and is not written again when in doubt."""
         key, commands, count = self._reply(address, payload)
-        self._writers.submit(Operation(commands, count, self._sent, key=key, waits=True))
+        early = _Early(self, key, commands, count)
+        if self._writers.together(key, key):
+            self.gather(early)  # in order with the final replies of this turn
+        else:
+            early.transact()
 
     def finish(self, address: str, payload: bytes, entry: Entry) -> None:
         """Write the reply (none when ``address`` is empty), then remove the entry."""
@@ -79,6 +84,19 @@ class Answers:
         fields = entry.dead_letter(reason)
         return self._dead, command(b"XADD", self._dead, b"MAXLEN", b"~", b"%d" % _MAX_DEAD, b"*", *fields)
 
+    def gather(self, completion: _Completion | _Early) -> None:
+        """Transact at the end of this turn of the loop, together with the others of this turn."""
+        if self._round is None:
+            self._round = _Round(self)
+            self._round.completions.append(completion)
+            self._writers.submit(self._round)
+        else:
+            self._round.completions.append(completion)
+
+    def round_closed(self) -> None:
+        """What comes now goes into the next one."""
+        self._round = None
+
     def submit(self, operation: Operation) -> None:
         """Hand an operation to the writers."""
         self._writers.submit(operation)
@@ -96,12 +114,6 @@ class Answers:
         """Tell something that should be seen by people."""
         self._on_problem(text)
 
-    def _sent(self, replies: list[Reply], error: Exception | None) -> None:
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                self._on_problem(f"a reply was refused: {reply}")
-                return
-
     def _reply(self, address: str, payload: bytes) -> tuple[bytes, bytes, int]:
         if len(payload) > MAX_PAYLOAD:
             raise MessageTooLarge(len(payload), MAX_PAYLOAD)
@@ -116,73 +128,162 @@ class Answers:
         return key, commands, 2
 
 
+class _Round(Operation):
+    """The transactions of one turn of the loop, as one: it costs a fifth of what they cost singly."""
+
+    __slots__ = ("_answers", "completions")
+
+    def __init__(self, answers: Answers) -> None:
+        super().__init__(b"", 0, self._done, waits=True)
+        self._answers = answers
+        self.completions: list[_Completion | _Early] = []
+        self.prepare = self._close
+
+    def _close(self) -> None:
+        self.prepare = None
+        self._answers.round_closed()
+        parts = [MULTI]
+        count = 2
+        for completion in self.completions:
+            removal, removals = completion.removal
+            parts += (completion.commands, removal)
+            completion.steps = completion.count + removals
+            count += completion.steps
+        parts.append(EXEC)
+        self.commands = b"".join(parts)
+        self.count = count
+
+    def _done(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None:
+            if self.prepare is not None:
+                self._answers.round_closed()  # never written
+            for completion in self.completions:
+                completion.broken()
+            return
+        results = replies[-1]
+        if isinstance(results, ReplyError):  # nothing ran: each for itself, so that one cannot hold up the others
+            for completion in self.completions:
+                completion.transact()
+            return
+        at = 0
+        for completion in self.completions:
+            completion.ran(results[at : at + completion.count])
+            at += completion.steps
+
+
+class _Early:
+    """A reply that finishes nothing (accepted, late): written once, and not again when in doubt."""
+
+    __slots__ = ("_answers", "_key", "commands", "count", "steps")
+
+    removal = (b"", 0)
+
+    def __init__(self, answers: Answers, key: bytes, commands: bytes, count: int) -> None:
+        self._answers = answers
+        self._key = key
+        self.commands = commands
+        self.count = count
+        self.steps = 0
+
+    def transact(self) -> None:
+        self._answers.submit(Operation(self.commands, self.count, self._done, key=self._key, waits=True))
+
+    def _done(self, replies: list[Reply], error: Exception | None) -> None:
+        self.ran(replies)
+
+    def ran(self, results: list[Reply]) -> None:
+        for result in results:
+            if isinstance(result, ReplyError):
+                self._answers.problem(f"a reply was refused: {result}")
+                return
+
+    def broken(self) -> None:
+        """In doubt: that is how it stays."""
+
+
 class _Completion:
     """A reply (or dead letter) and the removal of its entry, until both are certain."""
 
-    __slots__ = ("_answers", "_commands", "_count", "_dead", "_entry", "_key", "_step")
+    __slots__ = ("_answers", "_dead", "_key", "_step", "commands", "count", "entry", "steps")
 
     def __init__(
         self, answers: Answers, entry: Entry, key: bytes, commands: bytes, count: int, *, dead: bool = False
     ) -> None:
         self._answers = answers
-        self._entry = entry
         self._key = key
-        self._commands = commands
-        self._count = count
         self._dead = dead
-        self._step = self._transact
+        self.entry = entry
+        self.commands = commands
+        self.count = count
+        self.steps = 0
+        self._step = self.transact
+
+    @property
+    def removal(self) -> tuple[bytes, int]:
+        return self.entry.removal
 
     def start(self) -> None:
-        if self._commands and not self._answers.together(self._key, self._entry.key):
+        if self.commands and not self._answers.together(self._key, self.entry.key):
             self._step = self._write_first
-        self._step()
+            self._write_first()
+        elif self._answers.together(self._key, self.entry.key):
+            self._answers.gather(self)
+        else:
+            self.transact()
 
     # --- one server: one transaction -------------------------------------------------------------------
 
-    def _transact(self) -> None:
-        removal, count = self._entry.removal
-        transaction = b"".join((MULTI, self._commands, removal, EXEC))
+    def transact(self) -> None:
+        removal, count = self.entry.removal
+        transaction = b"".join((MULTI, self.commands, removal, EXEC))
         self._answers.submit(
-            Operation(transaction, self._count + count + 2, self._transacted, key=self._entry.key, waits=True)
+            Operation(transaction, self.count + count + 2, self._transacted, key=self.entry.key, waits=True)
         )
 
     def _transacted(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None:
-            if not self._answers.closed:
-                self._in_doubt()
+            self.broken()
             return
         results = replies[-1]
         if isinstance(results, ReplyError):  # EXECABORT: nothing ran
             causes = [reply for reply in replies[:-1] if isinstance(reply, ReplyError)]
             self._refused(causes[0] if causes else results)
             return
-        for result in results[: self._count]:
+        self.ran(results[: self.count])
+
+    def ran(self, results: list[Reply]) -> None:
+        """The transaction ran; ``results`` are those of the reply's commands."""
+        for result in results:
             if isinstance(result, ReplyError):
                 self._answers.problem(f"a reply was refused: {result}")
                 if not self._dead:
                     self._bury(f"the reply could not be written: {result}")
                 break
-        self._entry.removed()
+        self.entry.removed()
+
+    def broken(self) -> None:
+        """The connection broke: the entry shows whether the transaction ran."""
+        if not self._answers.closed:
+            self._in_doubt()
 
     def _in_doubt(self) -> None:
-        """The connection broke: the entry shows whether the transaction ran."""
         self._answers.submit(
-            Operation(self._entry.probe, 1, self._probed, key=self._entry.key, waits=True),
+            Operation(self.entry.probe, 1, self._probed, key=self.entry.key, waits=True),
         )
 
     def _probed(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None:
             if not self._answers.closed:
                 self._in_doubt()
-        elif isinstance(replies[0], ReplyError) or not self._entry.is_there(replies[0]):
-            self._entry.removed()
+        elif isinstance(replies[0], ReplyError) or not self.entry.is_there(replies[0]):
+            self.entry.removed()
         else:
             self._step()
 
     # --- a Cluster: two steps --------------------------------------------------------------------------
 
     def _write_first(self) -> None:
-        self._answers.submit(Operation(self._commands, self._count, self._first_written, key=self._key, waits=True))
+        self._answers.submit(Operation(self.commands, self.count, self._first_written, key=self._key, waits=True))
 
     def _first_written(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None:
@@ -193,8 +294,8 @@ class _Completion:
         if refused is not None:
             self._refused(refused)
             return
-        self._commands, self._count = b"", 0
-        self._step = self._transact
+        self.commands, self.count = b"", 0
+        self._step = self.transact
         self._step()
 
     # --- refusals --------------------------------------------------------------------------------------
@@ -204,16 +305,16 @@ class _Completion:
             asyncio.get_running_loop().call_later(_RETRY_AFTER, self._step)
             return
         self._answers.problem(f"{'a dead letter' if self._dead else 'a reply'} was refused: {cause}")
-        if not self._commands or self._dead:
+        if not self.commands or self._dead:
             # Not even the removal is allowed: the entry stays, and is claimed when we have let it go.
-            self._entry.removed()
+            self.entry.removed()
             return
-        self._commands, self._count = b"", 0
+        self.commands, self.count = b"", 0
         self._bury(f"the reply could not be written: {cause}")
-        self._step = self._transact
+        self._step = self.transact
         self._step()
 
     def _bury(self, reason: str) -> None:
         answers = self._answers
-        key, commands = answers.dead_letter(self._entry, reason)
+        key, commands = answers.dead_letter(self.entry, reason)
         answers.submit(Operation(commands, 1, ignore, key=key, waits=True))

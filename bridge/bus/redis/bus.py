@@ -47,6 +47,8 @@ class RedisBus:
     Raises ``ConfigError``.
     """
 
+    append_publishes = False
+
     def __init__(
         self,
         url: str,
@@ -293,7 +295,7 @@ class RedisBus:
             # Written and in doubt: the reply will show; the caller's own timeout is the answer where none comes.
         return subscription
 
-    def new_reply_address(self) -> str:
+    def new_reply_address(self, queue: str = "") -> str:
         """See ``Bus.new_reply_address``."""
         return self._lanes.new_address()
 

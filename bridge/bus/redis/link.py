@@ -26,7 +26,7 @@ class Operation:
     is away.
     """
 
-    __slots__ = ("commands", "count", "done", "got", "key", "moves", "patience", "since", "waits", "written")
+    __slots__ = ("commands", "count", "done", "got", "key", "moves", "patience", "prepare", "since", "waits", "written")
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Operation:
         self.written = False
         self.since = 0.0
         self.moves = 0
+        self.prepare: Callable[[], None] | None = None  # called before it is written, to fill in what was gathered
 
 
 def ignore(replies: list[Reply], error: Exception | None) -> None:
@@ -98,6 +99,7 @@ class Link:
         self._out: list[Operation] = []
         self._heard = 0.0
         self._watched = 0.0
+        self._errors = False
         self._timer: asyncio.TimerHandle | None = None
         self.reason = "not connected yet"
         self.on_up: Callable[[], None] = lambda: None
@@ -143,12 +145,21 @@ class Link:
         self._out.append(operation)
         return True
 
+    def say(self, operation: Operation) -> bool:
+        """Write at once, behind what was posted before; False when there is no connection."""
+        wire = self._wire
+        if wire is None or self._out:
+            return self.post(operation)
+        self._book(operation, asyncio.get_running_loop().time())
+        wire.write(operation.commands)
+        return True
+
     async def write(self, operation: Operation) -> None:
         """Write at once and wait until the socket has room again. Raises ``BusUnavailable``, see ``written``."""
         wire = self._wire
         if wire is None or not wire.is_open:
             raise BusUnavailable(self.reason or "the connection is closed")
-        self._book(operation)
+        self._book(operation, asyncio.get_running_loop().time())
         wire.write(operation.commands)
         await wire.writable()
 
@@ -233,16 +244,19 @@ class Link:
         if wire is None:
             self._out = operations  # told when the connection is taken down
             return
+        now = asyncio.get_running_loop().time()
         for operation in operations:
-            self._book(operation)
+            if operation.prepare is not None:
+                operation.prepare()
+            self._book(operation, now)
         if len(operations) == 1:
             wire.write(operations[0].commands)
         elif operations:
             wire.write(b"".join([operation.commands for operation in operations]))
 
-    def _book(self, operation: Operation) -> None:
+    def _book(self, operation: Operation, now: float) -> None:
         operation.written = True
-        operation.since = asyncio.get_running_loop().time()
+        operation.since = now
         if operation.count:
             self._awaiting.append(operation)
 
@@ -250,6 +264,9 @@ class Link:
         """Give each reply to the oldest operation that waits for one."""
         at, length = 0, len(burst)
         awaiting = self._awaiting
+        wire = self._wire
+        # Replies are searched for errors only where the server has sent one.
+        self._errors = self._errors or wire is None or wire.errors > 0
         while at < length:
             if not awaiting:
                 reply = burst[at]
@@ -265,7 +282,13 @@ class Link:
             if len(part) < need:
                 return
             awaiting.popleft()
-            self._settle(operation)
+            if self._errors:
+                self._settle(operation)
+            else:
+                operation.done(operation.got, None)
+        if not awaiting and wire is not None:
+            self._errors = False
+            wire.errors = 0
 
     def _settle(self, operation: Operation) -> None:
         for reply in operation.got:

@@ -156,7 +156,7 @@ class Pull(ABC):
         room = self.room_left()
         if room > 0:
             self._asked_at = asyncio.get_running_loop().time()
-            self._link.post(self.ask(room))
+            self._link.say(self.ask(room))
 
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""

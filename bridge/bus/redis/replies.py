@@ -116,7 +116,7 @@ class Lane:
         head = b"*%d\r\n$5\r\nBLPOP\r\n" % (len(parts) + 2)
         asking = b"".join((head, *parts, b"$%d\r\n%d\r\n" % (len(str(int(_BLOCK))), int(_BLOCK))))
         self._asked = frozenset(keys)
-        self._link.post(Operation(asking, 1, self._answered, patience=_BLOCK))
+        self._link.say(Operation(asking, 1, self._answered, patience=_BLOCK))
 
     def _upcoming(self) -> Iterator[bytes]:
         for number in range(self._issued + 1, self._issued + 1 + _AHEAD):

@@ -127,6 +127,7 @@ class StreamQueue(Pull):
             + b"$%d\r\n%b\r\n"
         )
         # What an earlier life of this worker left in hand is read before anything new.
+        self._questions: dict[int, bytes] = {}  # by COUNT
         self._first_life = True
         self._cursor: bytes | None = b"0"
         self._maybe_claimed: set[bytes] = set()  # the answer to a claim was lost
@@ -146,13 +147,17 @@ class StreamQueue(Pull):
 
     def ask(self, room: int) -> Operation:
         """See ``Pull.ask``."""
-        count = b"%d" % min(room, _COUNT)
-        who = (b"XREADGROUP", b"GROUP", GROUP, self._worker, b"COUNT", count)
-        if self._cursor is not None:
-            asking = command(*who, b"STREAMS", self.key, self._cursor)
-            return Operation(asking, 1, self.answered)
-        asking = command(*who, b"BLOCK", b"%d" % int(_BLOCK * 1000), b"STREAMS", self.key, b">")
-        return Operation(asking, 1, self.answered, patience=_BLOCK)
+        count = min(room, _COUNT)
+        if self._cursor is None:
+            asking = self._questions.get(count)
+            if asking is None:
+                block = (b"BLOCK", b"%d" % int(_BLOCK * 1000))
+                asking = self._questions[count] = self._question(count, *block, b"STREAMS", self.key, b">")
+            return Operation(asking, 1, self.answered, patience=_BLOCK)
+        return Operation(self._question(count, b"STREAMS", self.key, self._cursor), 1, self.answered)
+
+    def _question(self, count: int, *more: bytes) -> bytes:
+        return command(b"XREADGROUP", b"GROUP", GROUP, self._worker, b"COUNT", b"%d" % count, *more)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one XREADGROUP brought; False when it brought nothing."""

@@ -62,7 +62,8 @@ class WireOptions:
 class Wire(asyncio.Protocol):
     """An open connection. ``client_id`` is the server's number for it (0 where it may not be asked).
 
-    ``on_replies`` gets everything that one socket read brought, ``on_lost`` the reason when the connection ends.
+    ``on_replies`` gets everything that one socket read brought, ``on_lost`` the reason when the connection ends;
+    ``errors`` counts the errors among the replies.
     """
 
     def __init__(self, host: Host) -> None:
@@ -71,7 +72,8 @@ class Wire(asyncio.Protocol):
         self.on_replies: Callable[[list[Reply]], None] = lambda replies: None
         self.on_lost: Callable[[Exception], None] = lambda error: None
         self._transport: asyncio.WriteTransport | None = None
-        self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_NOTHING)
+        self.errors = 0
+        self._reader = hiredis.Reader(replyError=self._error, notEnoughData=_NOTHING)
         self._writable: asyncio.Future[None] | None = None
 
     # --- what asyncio calls ----------------------------------------------------------------------------
@@ -110,6 +112,10 @@ class Wire(asyncio.Protocol):
         waiting, self._writable = self._writable, None
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
+
+    def _error(self, text: str) -> ReplyError:
+        self.errors += 1
+        return ReplyError(text)
 
     # --- what we call ----------------------------------------------------------------------------------
 

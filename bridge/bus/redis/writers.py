@@ -29,6 +29,7 @@ class Writers:
         self._pulse = pulse
         self._patience = patience
         self._links: dict[Host | None, Link] = {}
+        self._only: Link | None = None  # where there is one server
         self._waiting: list[Operation] = []
         self._retry: asyncio.TimerHandle | None = None
         self._mapping: asyncio.Task[None] | None = None
@@ -41,7 +42,7 @@ class Writers:
         if self._servers.many:
             self._learn()
         else:
-            self._link(None)
+            self._only = self._link(None)
 
     @property
     def connected(self) -> bool:
@@ -64,10 +65,12 @@ class Writers:
 
     def submit(self, operation: Operation) -> None:
         """Write it at the end of this turn; or later, when it may wait; or tell at once that it cannot be."""
-        host = self._servers.place(operation.key) if self._servers.many else None
-        if host is not None or not self._servers.many:
-            link = self._link(host)
-            if link.post(operation):
+        if self._only is not None:
+            if self._only.post(operation):
+                return
+        else:
+            host = self._servers.place(operation.key)
+            if host is not None and self._servers.many and self._link(host).post(operation):
                 return
         if operation.waits and not self.closed and len(self._waiting) < _MAX_WAITING:
             self._waiting.append(operation)
