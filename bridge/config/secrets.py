@@ -15,13 +15,13 @@ from bridge.config.problems import Problems
 
 _PLACEHOLDER = re.compile(r"\$\{([^{}]*)\}")
 MAX_SECRET_SIZE = 65_536
-EXPANDED = ("url", "password", "username")
+EXPANDED = ("url", "password", "username", "token")
 
 
 def resolve_secrets(data: dict[str, Any], environ: Mapping[str, str], problems: Problems) -> set[str]:
     """Fill in all secrets of the raw tables, in place; return the environment variables that were referred to."""
     used: set[str] = set()
-    tables: list[tuple[tuple[str | int, ...], Any]] = [(("bus",), data.get("bus"))]
+    tables: list[tuple[tuple[str | int, ...], Any]] = [(("bus",), data.get("bus")), (("http",), data.get("http"))]
     nodes = data.get("node")
     if isinstance(nodes, list):
         tables += [(("node", number), node) for number, node in enumerate(nodes)]
@@ -31,7 +31,7 @@ def resolve_secrets(data: dict[str, Any], environ: Mapping[str, str], problems: 
         for key in EXPANDED:
             if isinstance(table.get(key), str):
                 table[key] = _expand(table[key], environ, used, problems, (*path, key))
-        _read_password_file(table, problems, path)
+        _read_secret_file(table, "token" if path[0] == "http" else "password", problems, path)
         if path[0] == "node":
             _put_password_into_url(table)
     return used
@@ -86,16 +86,16 @@ def read_secret(name: str, problems: Problems, path: tuple[str | int, ...]) -> s
     return text
 
 
-def _read_password_file(table: dict[str, Any], problems: Problems, path: tuple[str | int, ...]) -> None:
-    name = table.get("password_file")
+def _read_secret_file(table: dict[str, Any], key: str, problems: Problems, path: tuple[str | int, ...]) -> None:
+    name = table.get(f"{key}_file")
     if not isinstance(name, str) or not name:
         return
-    if table.get("password"):
-        problems.add((*path, "password_file"), "stands beside password; give one of them")
+    if table.get(key):
+        problems.add((*path, f"{key}_file"), f"stands beside {key}; give one of them")
         return
-    text = read_secret(name, problems, (*path, "password_file"))
+    text = read_secret(name, problems, (*path, f"{key}_file"))
     # What could not be read is told once: a stand-in keeps "has no password" from following.
-    table["password"] = "unresolved" if text is None else text
+    table[key] = "unresolved-secret" if text is None else text
 
 
 def _put_password_into_url(table: dict[str, Any]) -> None:

@@ -266,6 +266,20 @@ class HttpSettings(Section):
     listen: ListenAddress = setting(
         "127.0.0.1:8090", 'Address for /live /ready /metrics /nodes and the page; "" is off'
     )
+    console: bool = setting(False, "Let the page send commands; whoever does needs the token")
+    token: SecretStr = setting(
+        SecretStr(""), "Token for the page's console, and for its live tail when it is set; 12 characters or more"
+    )
+    token_file: str = setting("", "File that holds the token")
+
+    @model_validator(mode="after")
+    def _check(self) -> HttpSettings:
+        token = self.token.get_secret_value()
+        if token and len(token) < 12:
+            raise fault("is too short: 12 characters or more, as from `openssl rand -hex 16`", "token")
+        if self.console and not token:
+            raise fault("is needed: the console runs commands for whoever has it", "token")
+        return self
 
 
 class LogSettings(Section):
@@ -291,7 +305,11 @@ class Settings(Section):
 
     def secrets(self) -> list[str]:
         """Every secret by value, so that logs can blank them out wherever they turn up."""
-        found = [self.bus.password.get_secret_value(), *_url_secrets(self.bus.url.get_secret_value())]
+        found = [
+            self.bus.password.get_secret_value(),
+            self.http.token.get_secret_value(),
+            *_url_secrets(self.bus.url.get_secret_value()),
+        ]
         for node in self.nodes:
             found.append(node.password.get_secret_value())
             if ":" in node.url.get_secret_value().partition("://")[2].rpartition("@")[0]:
