@@ -61,7 +61,7 @@ class CallSearch:
     ) -> None:
         self._nodes = nodes
         self._calls = calls
-        self._scatter_limit = scatter_limit
+        self.scatter_limit = scatter_limit
         self._timeout = timeout
         self._clock = clock
         self._directory = directory
@@ -92,7 +92,7 @@ class CallSearch:
 
     def _scatter(self, uuid: str, deadline: float) -> None:
         names = list(self._nodes.names())
-        if len(names) > self._scatter_limit:
+        if len(names) > self.scatter_limit:
             self._end(Found(uuid))
             return
         try:

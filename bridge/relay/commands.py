@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -93,6 +93,23 @@ class CommandRelay:
     def in_flight(self) -> int:
         """Requests in hand: taken and not answered yet."""
         return len(self._in_hand)
+
+    @property
+    def in_hand(self) -> Iterable[Exchange]:
+        """They themselves, the oldest first."""
+        return self._in_hand
+
+    def reconfigure(self, settings: CommandSettings, policy: Policy) -> None:
+        """Take other limits and another policy for what is taken from now on; what is in hand goes on as it began."""
+        rates = RateLimits(settings.rates) if settings.rates != self._settings.rates else None
+        self._settings, self._policy = settings, policy
+        self._limit = settings.max_in_flight
+        self._intake = Intake(settings, clock=self._clock)
+        self._router.limit = self._lines.limit = settings.max_in_flight_node
+        self._search.scatter_limit = settings.scatter_limit
+        self._sender.reconfigure(policy, rates)
+        if self.room():
+            self._loop.call_soon(self._hooks.on_room)
 
     def room(self) -> int:
         """How many more requests may be taken; ``CommandHooks.on_room`` tells when this is no longer 0."""

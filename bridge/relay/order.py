@@ -57,14 +57,14 @@ class Lines:
     """One line for each node, each at most ``limit`` long; ``on_room`` is called when one was full and is no more."""
 
     def __init__(self, limit: int, on_room: Callable[[], object]) -> None:
-        self._limit = limit
+        self.limit = limit
         self._on_room = on_room
         self._lines: dict[str, Line] = {}
 
     def room(self, node: str) -> int:
         """How many more may wait in the node's line."""
         line = self._lines.get(node)
-        return self._limit if line is None else max(0, self._limit - len(line))
+        return self.limit if line is None else max(0, self.limit - len(line))
 
     def enter(self, node: str, turn: Callable[[], None]) -> int:
         """See ``Line.enter``."""

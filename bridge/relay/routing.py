@@ -120,7 +120,7 @@ class Router:
     def __init__(self, nodes: Nodes, *, clock: Callable[[], float], max_in_flight_node: int) -> None:
         self._nodes = nodes
         self._clock = clock
-        self._limit = max_in_flight_node
+        self.limit = max_in_flight_node
         self._recent: dict[str, _Recent] = {}
         self._turn = 0
 
@@ -144,8 +144,8 @@ class Router:
             return Refusal(Status.UNAVAILABLE, f"unknown node {node!r}")
         if state == NodeState.DOWN:
             return Refusal(Status.UNAVAILABLE, f"node {node} is down")
-        if self._of(node).in_hand >= self._limit:
-            return Refusal(Status.BUSY, f"{self._limit} commands are in hand for node {node} already")
+        if self._of(node).in_hand >= self.limit:
+            return Refusal(Status.BUSY, f"{self.limit} commands are in hand for node {node} already")
         return None
 
     def took(self, node: str, verb: str) -> None:
@@ -183,9 +183,9 @@ class Router:
             alive.append(name)
         if not alive:
             return Refusal(Status.UNAVAILABLE, f"{whom} that is up")
-        able = [name for name in alive if self._of(name).in_hand < self._limit]
+        able = [name for name in alive if self._of(name).in_hand < self.limit]
         if not able:
-            return Refusal(Status.BUSY, f"{self._limit} commands are in hand for each node already")
+            return Refusal(Status.BUSY, f"{self.limit} commands are in hand for each node already")
         if verb in _STARTS_CALLS:
             able = [name for name in able if self._may_begin(name)]
             if not able:

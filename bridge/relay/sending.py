@@ -51,6 +51,12 @@ class Sender:
         self._rates = rates
         self._clock = clock
 
+    def reconfigure(self, policy: Policy, rates: RateLimits | None) -> None:
+        """Ask another policy from now on, and take other rates where they are given."""
+        self._policy = policy
+        if rates is not None:
+            self._rates = rates
+
     def send(self, exchange: Exchange, node: str) -> None:
         """Hand the work to the node's pool."""
         pool, work = self._nodes.pool(node), exchange.work
