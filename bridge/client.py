@@ -147,11 +147,21 @@ class Bridge:
         connect_timeout: float = 5.0,
         **options: Any,
     ) -> None:
-        self.bus = open_bus(url, **options)
+        self._set_up(open_bus(url, **options), codec, queue, topics)
+        self._connect_timeout = connect_timeout
+
+    @classmethod
+    def over(cls, bus: Bus, *, codec: str = "json", queue: str = "esl.cmd", topics: str = "fs.events.") -> Self:
+        """A client on a bus that somebody else connects and closes."""
+        client = cls.__new__(cls)
+        client._set_up(bus, codec, queue, topics)
+        return client
+
+    def _set_up(self, bus: Bus, codec: str, queue: str, topics: str) -> None:
+        self.bus = bus
         self._codec = codec_named(codec)
         self._queue = queue
         self._topics = topics
-        self._connect_timeout = connect_timeout
         self._streams: list[EventStream] = []
 
     async def __aenter__(self) -> Self:
