@@ -15,6 +15,11 @@ _LOOSE_AUTHORITY = re.compile(r"(?P<scheme>\b(?:fs|fs\+tls|fs\+unix)://)(?P<user
 _LIST = re.compile(r",(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pass|pwd|token|secret|auth)=)[^&\s\"']*", re.IGNORECASE)
 _ESL_AUTH = re.compile(r"(?P<verb>\b(?:userauth|auth)[ \t]+)(?P<rest>[^\s\"']+)(?=\s*(?:\\n|\n|$))")
+# Channel variables in a command line: {sip_auth_password=secret,...}; FreeSWITCH's names end in password, not begin.
+_VARIABLE = re.compile(
+    r"(?P<name>\b[\w.\-]*(?:password|passwd|secret|token|api_key)\s*=\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;\]}>&\"']+)",
+    re.IGNORECASE,
+)
 _TELLING = re.compile(
     r"pass(?:word|wd|phrase)?$|^pwd$|secret|token$|credential|authorization|nkey|seed$", re.IGNORECASE
 )
@@ -54,6 +59,8 @@ def redact_text(text: str, known: Iterable[str] = ()) -> str:
         text = _LOOSE_AUTHORITY.sub(_hide_authority, text)
         text = _AUTHORITY.sub(_hide_authority, text)
         text = _QUERY.sub(lambda match: match["key"] + HIDDEN, text)
+    if "=" in text:
+        text = _VARIABLE.sub(lambda match: match["name"] + HIDDEN, text)
     if "auth" in text:
         text = _ESL_AUTH.sub(lambda match: match["verb"] + HIDDEN, text)
     return text

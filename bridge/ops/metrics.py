@@ -65,6 +65,7 @@ class Metrics:
         self._by_outcome: dict[tuple[str, str], Counter] = {}
         self._bus_was_up = False
         self._bus_ever_up = False
+        self.gaps: dict[str, int] = {}
         self.totals: dict[str, int] = dict.fromkeys(
             ("events_received", "events_published", "events_dropped", "commands", "commands_failed", "late_replies"), 0
         )
@@ -113,6 +114,7 @@ class Metrics:
     def gap(self, node: str, reason: str) -> None:
         """Count a gap that was told."""
         self._gaps.labels(node, reason).inc()
+        self.gaps[node] = self.gaps.get(node, 0) + 1
 
     # --- commands ---
 

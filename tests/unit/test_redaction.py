@@ -63,3 +63,23 @@ def test_values_are_redacted_however_deep():
 
 def test_an_object_is_shown_as_its_text():
     assert Redactor(["geheim"]).value("error", ValueError("geheim")) == "***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "originate {sip_auth_password=geheim,x=1}user/1 &park",
+        "originate [api_token='geheim und mehr']user/1 &park",
+        "uuid_setvar 1 Password = geheim",
+        '{sip_h_X-Secret="geheim"}user/1',
+    ],
+)
+def test_variables_that_hold_secrets_are_hidden_in_command_lines(text):
+    shown = redact_text(text)
+    assert "geheim" not in shown
+    assert "***" in shown
+
+
+def test_other_variables_are_shown():
+    text = "originate {origination_caller_id_number=1000,password_file=/x}user/1 &park"
+    assert redact_text(text) == text
