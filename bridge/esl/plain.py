@@ -68,7 +68,8 @@ def decode_plain(block: bytes) -> tuple[dict[str, HeaderValue], bool]:
     for line in block.split(b"\n"):
         raw_name, colon, raw_value = line.partition(b":")
         if colon:
-            decoded = b"" if raw_value == b" " + _UNDEFINED else unquote_to_bytes(raw_value.removeprefix(b" "))
+            raw_value = raw_value.removeprefix(b" ")
+            decoded = b"" if raw_value == _UNDEFINED else unquote_to_bytes(raw_value)
             text, replaced = _decode_text(decoded)
             headers[raw_name.decode("utf-8", "replace")] = _unfold(text)
             repaired = repaired or replaced

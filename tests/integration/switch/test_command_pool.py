@@ -332,7 +332,8 @@ async def test_news_of_the_node_end_the_backoff(switch: SimulatedSwitch, make_po
 
 
 async def test_a_wrong_password_is_tried_once(switch: SimulatedSwitch, make_pool: MakePool) -> None:
-    pool = make_pool(f"fs://:wrong@127.0.0.1:{switch.port}")
+    long = Backoff({"auth_failed": Span(3600, 3600)})
+    pool = make_pool(f"fs://:wrong@127.0.0.1:{switch.port}", backoff=long)
     for _ in range(20):
         with pytest.raises(AuthenticationFailed):
             await pool.api("status", 5)

@@ -154,6 +154,7 @@ BLOCKS = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
+@example(b":_undef_")
 @given(BLOCKS)
 def test_decoding_all_at_once_equals_decoding_line_by_line(block):
     assert decode_plain(block)[0] == decode_line_by_line(block)

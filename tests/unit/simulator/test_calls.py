@@ -156,10 +156,12 @@ async def test_traffic_tells_whole_stories(make_switch: Any, connect: Any) -> No
     async with asyncio.timeout(10):
         while len(switch.calls):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    for life in lives.values():
-        if life["CHANNEL_DESTROY"]:
-            assert life["CHANNEL_CREATE"] == life["CHANNEL_HANGUP"] == life["CHANNEL_HANGUP_COMPLETE"] == 1
-            assert life["CHANNEL_EXECUTE"] == life["CHANNEL_EXECUTE_COMPLETE"]
+    # A call that had begun before we listened is only half a story.
+    whole = [life for life in lives.values() if life["CHANNEL_DESTROY"] and life["CHANNEL_CREATE"]]
+    assert len(whole) > 30
+    for life in whole:
+        assert life["CHANNEL_CREATE"] == life["CHANNEL_HANGUP"] == life["CHANNEL_HANGUP_COMPLETE"] == 1
+        assert life["CHANNEL_EXECUTE"] == life["CHANNEL_EXECUTE_COMPLETE"]
     for name in ("CHANNEL_ANSWER", "CHANNEL_BRIDGE", "CHANNEL_UNBRIDGE", "DTMF", "CUSTOMsofia::register"):
         assert seen[name], name
 
