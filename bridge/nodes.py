@@ -1,19 +1,33 @@
 """The FreeSWITCH nodes of a worker, as the command path and the operator see them.
 
-This room holds what others made; it connects nothing and decides nothing.
+This room makes and holds; it connects nothing and decides nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from bridge.bus.base import Bus
+from bridge.config import NodeSettings, Settings
 from bridge.esl.url import EslUrl
-from bridge.relay.events import SERVING, NodeRelay
+from bridge.fleet.directory import Directory
+from bridge.ops.tail import Tail, TappedHandler
+from bridge.relay.call_table import CallTable
+from bridge.relay.events import SERVING, EventMeter, NodeRelay
+from bridge.relay.feed import NodeFeed
+from bridge.relay.known_calls import KnownCalls
+from bridge.relay.notices import NoticeBoard
+from bridge.relay.publisher import Publisher
+from bridge.relay.ring import EventRing
+from bridge.relay.routes import RouteSettings
 from bridge.switch.command_pool import CommandPool
+from bridge.switch.deadlines import Deadlines
 from bridge.switch.event_link import EventLink
-from bridge.switch.node import NodeLoad
+from bridge.switch.node import NodeChange, NodeLoad
+from bridge.switch.own_commands import OwnCommands
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,7 @@ class Node:
     relay: NodeRelay
     link: EventLink
     pool: CommandPool
+    feed: NodeFeed
 
     def describe(self, now: float, owner: str) -> dict[str, Any]:
         """The node as ``/nodes`` shows it; ``now`` is loop time, all times in seconds.
@@ -58,15 +73,110 @@ class Node:
         }
 
 
+class NodeMaker:
+    """Makes the nodes of one worker out of their settings; nothing connects before it is started.
+
+    ``folder`` is where a standby's ring may spill; ``on_change`` gets every change of a node, ``tail`` every event.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        bus: Bus,
+        publisher: Publisher,
+        notices: NoticeBoard,
+        meter: EventMeter,
+        routes: Sequence[RouteSettings],
+        worker: str,
+        calls: CallTable,
+        deadlines: Deadlines,
+        folder: Path,
+        on_change: Callable[[NodeChange], None],
+        tail: Tail,
+    ) -> None:
+        self._settings = settings
+        self._bus = bus
+        self._publisher = publisher
+        self._notices = notices
+        self._meter = meter
+        self._routes = routes
+        self._worker = worker
+        self._calls = calls
+        self._deadlines = deadlines
+        self._folder = folder
+        self._on_change = on_change
+        self._tail = tail
+
+    def make(self, node: NodeSettings) -> Node:
+        """One node. Raises ``ConfigError`` for an unusable CA file."""
+        esl, events, commands = self._settings.esl, self._settings.events, self._settings.commands
+        own = OwnCommands() if node.suppress_own_api else None
+        tls = node.tls_context()
+        url = node.esl_url
+        connect_timeout, command_timeout = esl.esl_connect_timeout / 1000, esl.esl_cmd_timeout / 1000
+        relay = NodeRelay(
+            node.name,
+            bus=self._bus,
+            publisher=self._publisher,
+            notices=self._notices,
+            meter=self._meter,
+            routes=self._routes,
+            worker=self._worker,
+            watchers={},  # the feed has them: they see what a standby keeps, too
+        )
+        relay.on_change = self._on_change
+        feed = NodeFeed(relay, EventRing(self._folder), KnownCalls(), self._calls.watchers(node.name))
+        pool = CommandPool(
+            node.name,
+            url,
+            connect_timeout=connect_timeout,
+            command_timeout=command_timeout,
+            deadlines=self._deadlines,
+            polling_interval=esl.esl_cmd_polling_itv / 1_000_000,
+            max_connections=node.max_connections,
+            max_pipelined=node.max_pipelined,
+            max_waiting=commands.max_in_flight,
+            idle_timeout=node.idle_timeout,
+            own_commands=own,
+            tls=tls,
+        )
+        link = EventLink(
+            node.name,
+            url,
+            TappedHandler(node.name, feed, self._tail),
+            format=node.format,
+            subscribe=node.subscribe if node.subscribe is not None else events.subscribe,
+            filters=node.filters,
+            log_level=node.log_level,
+            heartbeat_interval=esl.event_heartbeat_interval,
+            connect_timeout=connect_timeout,
+            command_timeout=command_timeout,
+            own_commands=own,
+            tls=tls,
+        )
+        return Node(node.name, url, tuple(node.tags), relay, link, pool, feed)
+
+
 class Nodes:
     """All nodes of a worker by name (fulfils ``relay.routing.Nodes``)."""
 
     def __init__(self) -> None:
+        self.directory: Directory | None = None
+        """What the owners of nodes say that are not linked here."""
         self._nodes: dict[str, Node] = {}
 
     def add(self, node: Node) -> None:
         """Take a node in."""
         self._nodes[node.name] = node
+
+    def remove(self, name: str) -> Node | None:
+        """Let a node go."""
+        return self._nodes.pop(name, None)
+
+    def get(self, name: str) -> Node | None:
+        """A node by its name."""
+        return self._nodes.get(name)
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())
@@ -86,12 +196,22 @@ class Nodes:
     def state(self, name: str) -> str:
         """A node's state, "" for an unknown one."""
         node = self._nodes.get(name)
-        return node.relay.state if node else ""
+        if node is None:
+            return ""
+        if node.relay.state not in SERVING and self.directory is not None:
+            told = self.directory.find(name)
+            if told is not None and told.state:
+                return told.state
+        return node.relay.state
 
     def load(self, name: str) -> NodeLoad | None:
         """What a node's last HEARTBEAT said."""
         node = self._nodes.get(name)
-        return node.link.load if node else None
+        if node is None:
+            return None
+        if not node.link.connected and self.directory is not None:
+            return self.directory.load(name)
+        return node.link.load
 
     def tags(self, name: str) -> Collection[str]:
         """A node's tags."""
@@ -100,4 +220,4 @@ class Nodes:
 
     def serving(self) -> list[str]:
         """The nodes that answer commands and send events."""
-        return [node.name for node in self if node.relay.state in SERVING]
+        return [node.name for node in self if self.state(node.name) in SERVING]

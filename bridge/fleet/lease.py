@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from bridge.bus.storage import Grant, Held, Storage
 
@@ -18,6 +19,18 @@ SAFETY = 0.8
 def boot_time() -> float:
     """Seconds that nobody can set and that run while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Right(Protocol):
+    """What entitles a worker to publish a node's events."""
+
+    @property
+    def token(self) -> int:
+        """The fencing token, 0 where the bus keeps none."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether it does so at this instant."""
 
 
 class Lease:

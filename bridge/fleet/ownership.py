@@ -14,7 +14,7 @@ import structlog
 
 from bridge.bus.storage import Grant, Storage
 from bridge.errors import BusError
-from bridge.fleet.lease import Lease
+from bridge.fleet.lease import Lease, Right
 from bridge.messages.fleet import Mark, NodeEntry, decode_mark, encode
 
 log = structlog.get_logger(__name__)
@@ -55,10 +55,10 @@ class Hands(Protocol):
     def trim(self, identity: str) -> None:
         """The owner has published so far: nothing before is needed any more."""
 
-    def take(self, lease: Lease, mark: Mark | None, *, overlapped: bool) -> None:
+    def take(self, right: Right, mark: Mark | None, *, overlapped: bool) -> None:
         """Publish from behind the mark on; ``overlapped``: the one before still published when we were ready."""
 
-    def resume(self, lease: Lease) -> None:
+    def resume(self, right: Right) -> None:
         """The lease had run out and is ours again, and nobody published in between: go on."""
 
     def lose(self) -> None:

@@ -5,6 +5,9 @@ Never decides who owns what; msgpack, because the bridge keeps it for itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import msgspec
 
 from bridge.errors import InvalidMessage
@@ -132,3 +135,56 @@ def decode_word(payload: bytes) -> Word:
         return _word.decode(payload)
     except msgspec.MsgspecError as error:
         raise InvalidMessage(f"word between workers: {error}") from None
+
+
+def describe_fleet(workers: Iterable[WorkerEntry], orders: Mapping[str, NodeOrder] | None = None) -> dict[str, Any]:
+    """The fleet as ``esl-bridge nodes``, ``/nodes`` and ``Bridge.nodes()`` show it: ``workers`` and ``nodes``.
+
+    A node that nobody owns has the owner "" and the state "UNOWNED". Statistics are None where they are stale.
+    """
+    orders = orders or {}
+    nodes: dict[str, dict[str, Any]] = {}
+    crew = sorted(workers, key=lambda it: it.id)
+    for entry in crew:
+        for name in (*entry.knows, *(one.name for one in entry.owned)):
+            nodes.setdefault(name, {"name": name, "state": "UNOWNED", "owner": "", "standby": []})
+    for name in orders:
+        nodes.setdefault(name, {"name": name, "state": "UNOWNED", "owner": "", "standby": []})
+    for entry in crew:
+        for one in entry.owned:
+            nodes[one.name] |= {"owner": entry.id, **_describe_node(one)}
+        for name in entry.ready:
+            if name in nodes:
+                nodes[name]["standby"].append(entry.id)
+    for name, node in nodes.items():
+        order = orders.get(name)
+        node["from"] = "bus" if order is not None and order.url else "configuration"
+        node["drained"] = bool(order is not None and order.drain)
+    told = [
+        {
+            "worker": it.id, "instance": it.instance, "started": it.started, "version": it.version,
+            "state": "draining" if it.draining else "up", "in_flight": it.in_flight, "weight": it.weight,
+            "tags": list(it.tags), "nodes": len(it.owned), "ready": len(it.ready),
+        }
+        for it in crew
+    ]  # fmt: skip
+    return {"workers": told, "nodes": [nodes[name] for name in sorted(nodes)]}
+
+
+def _describe_node(one: NodeEntry) -> dict[str, Any]:
+    fresh = one.sessions >= 0
+    return {
+        "state": one.state,
+        "reason": one.reason,
+        "url": one.url,
+        "tags": list(one.tags),
+        "core_uuid": one.core_uuid,
+        "epoch": one.epoch,
+        "sessions": one.sessions if fresh else None,
+        "max_sessions": one.max_sessions if fresh else None,
+        "idle_cpu": one.idle_cpu if fresh else None,
+        "lag": round(one.lag, 6),
+        "calls": one.calls,
+        "in_flight": one.in_flight,
+        "events": one.events,
+    }

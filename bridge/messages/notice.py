@@ -63,7 +63,7 @@ class GapNotice(msgspec.Struct, omit_defaults=True):
     after: Annotated[str, Meta(description="Identity of the first event after the gap")] = ""
     count: Annotated[int | None, Meta(description="How many; absent for a link outage")] = None
     exact: Annotated[bool | None, Meta(description="False: count is an upper bound")] = None
-    uncertain: Annotated[bool, Meta(description="At a take-over: perhaps nothing is missing, or some came twice")] = False
+    uncertain: Annotated[bool, Meta(description="At a take-over: perhaps none is missing, or some came twice")] = False
 
 
 class SnapshotNotice(msgspec.Struct, omit_defaults=True):

@@ -54,6 +54,8 @@ class Continuity:
         publish: Callable[[list[Event]], None],
     ) -> None:
         self.known = known
+        self.checked = False
+        """The calls that the node had when it was taken are known."""
         self._node = node
         self._pool = pool
         self._table = table
@@ -64,6 +66,7 @@ class Continuity:
     def check(self, core_uuid: str) -> None:
         """The owner has a new link, or the link a new owner: whatever ended unseen shall end now."""
         self.stop()
+        self.checked = False
         self.end_all(core_uuid)
         self._task = asyncio.create_task(self._check(core_uuid, list(self.known.calls)), name=f"calls-{self._node}")
 
@@ -84,10 +87,11 @@ class Continuity:
             return
         self._tell(rows)
         listed = {row.get("uuid") for row in rows}
-        self.known.list(rows, core_uuid)
+        self.known.take_over(rows, core_uuid)
         for uuid in listed:
             if isinstance(uuid, str) and uuid in self.known:
                 self._table.learn(uuid, self._node)
+        self.checked = True
         gone = [uuid for uuid in suspects if uuid not in listed]
         if gone:
             await asyncio.sleep(GRACE)

@@ -62,7 +62,7 @@ class KnownCalls:
         found |= {"CHANNEL_HANGUP_COMPLETE": self._ends, "CHANNEL_DESTROY": self._ends, "CHANNEL_UUID": self._renamed}
         return found
 
-    def list(self, rows: Iterable[Mapping[str, object]], core_uuid: str) -> None:
+    def take_over(self, rows: Iterable[Mapping[str, object]], core_uuid: str) -> None:
         """Take over what ``show channels`` listed."""
         for row in rows:
             uuid = row.get("uuid")
@@ -87,6 +87,18 @@ class KnownCalls:
     def of_another_run(self, core_uuid: str) -> list[str]:
         """The calls that a restart of FreeSWITCH has ended."""
         return [uuid for uuid, call in self.calls.items() if call.core_uuid and call.core_uuid != core_uuid]
+
+    def drop(self, uuids: Iterable[str]) -> None:
+        """Forget calls whose end is told elsewhere."""
+        for uuid in uuids:
+            if self.calls.pop(uuid, None) is not None:
+                self.version += 1
+
+    def clear(self) -> None:
+        """Forget everything: from now on nothing is heard of the node."""
+        self.calls.clear()
+        self._ended.clear()
+        self.version += 1
 
     def end(self, uuid: str, cause: str, *, now: float | None = None) -> Event | None:
         """Make the end of a call whose own never came, and forget it; None where it is not known.

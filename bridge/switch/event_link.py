@@ -128,6 +128,9 @@ class EventLink:
     def start(self) -> None:
         """Connect, and stay connected, in the background."""
         if self._task is None:
+            if self._ever_up:  # it was stopped: what happened before is another story
+                self.state, self._reason, self._announce = NodeState.CONNECTING, "", True
+                self.load, self._gap, self._last = None, None, None
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"esl-events-{self.node}")
 
     async def stop(self) -> None:

@@ -1,0 +1,188 @@
+"""Between a node's event link and its relay: published while this worker owns the node, kept while it stands by.
+
+This room never decides which of the two it is, and never talks to the bus.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from bridge.esl.event import Event
+from bridge.esl.protocol import LogRecord
+from bridge.relay.buffer import Loss
+from bridge.relay.events import NodeRelay, Watchers
+from bridge.relay.known_calls import KnownCalls
+from bridge.relay.ring import EventRing
+from bridge.switch.node import LinkGap, NodeChange
+
+log = structlog.get_logger(__name__)
+
+
+class LastMark(Protocol):
+    """Where the one who published before stopped (``messages.fleet.Mark``)."""
+
+    @property
+    def identity(self) -> str:
+        """The last event that the broker confirmed."""
+
+    @property
+    def at(self) -> float:
+        """When that was written down (Unix time, s)."""
+
+
+def together(*all_watchers: Watchers) -> Watchers:
+    """Several watchers as one: who watches the same event is called in the order given."""
+    found: dict[str, Callable[[Event], None]] = {}
+    for watchers in all_watchers:
+        for name, watcher in watchers.items():
+            found[name] = partial(_both, found[name], watcher) if name in found else watcher
+    return found
+
+
+def _both(one: Callable[[Event], None], other: Callable[[Event], None], event: Event) -> None:
+    one(event)
+    other(event)
+
+
+class NodeFeed:
+    """The handler of a node's event link (``switch.event_link.LinkHandler``).
+
+    ``known`` and ``watchers`` see every event, published or kept. ``on_link_up`` is called after a new link was taken
+    note of, ``on_change`` with every change of the node.
+    """
+
+    def __init__(self, relay: NodeRelay, ring: EventRing, known: KnownCalls, watchers: Watchers) -> None:
+        self.relay = relay
+        self.known = known
+        self.ring = ring
+        self.owning = False
+        self.linked_at = 0.0
+        """When the link came up (Unix time, s); 0.0 while there is none."""
+        self.core_uuid = ""
+        self.on_link_up: Callable[[], None] = lambda: None
+        self.on_change: Callable[[NodeChange], None] = lambda change: None
+        self._watchers = together(watchers, known.watchers())
+        self._change: NodeChange | None = None
+        self._missed: LastMark | None = None
+        self._doubtful = False
+
+    # --- what the link tells -----------------------------------------------------------------------------------------
+
+    def link_up(self, core_uuid: str, started_at: float) -> None:
+        """A new link stands."""
+        self.linked_at = started_at
+        self.core_uuid = core_uuid
+        if self.owning:
+            self.relay.link_up(core_uuid, started_at)
+            self._tell_missed()
+        self.on_link_up()
+
+    def events(self, events: list[Event]) -> None:
+        """Publish or keep what one socket read brought."""
+        watchers = self._watchers
+        for event in events:
+            watcher = watchers.get(event.envelope.name)
+            if watcher is not None:
+                watcher(event)
+        if self.owning:
+            self.relay.events(events)
+        else:
+            self.ring.append(events)
+
+    def node_changed(self, change: NodeChange) -> None:
+        """Another state: told to the world by the owner only."""
+        self._change = change
+        if change.core_uuid:
+            self.core_uuid = change.core_uuid
+        if self.owning:
+            self.relay.node_changed(change)
+        else:
+            self.relay.state = change.state
+            self.relay.reason = change.reason
+            log.debug("node, standing by", node=change.node, state=str(change.state), reason=change.reason)
+            self.relay.on_change(change)
+        self.on_change(change)
+
+    def gap(self, gap: LinkGap) -> None:
+        """Events were missed on the wire."""
+        if self.owning:
+            self.relay.gap(gap)
+        else:
+            self.ring.hole(gap)
+
+    def link_lost(self, reason: str, error: Exception) -> None:
+        """Count it."""
+        self.linked_at = 0.0
+        self.relay.link_lost(reason, error)
+
+    def log_lines(self, records: list[LogRecord]) -> None:
+        """FreeSWITCH's log is relayed by the owner only."""
+        if self.owning:
+            self.relay.log_lines(records)
+
+    # --- what the fleet decides --------------------------------------------------------------------------------------
+
+    def take(self, token: int, mark: LastMark | None, *, overlapped: bool) -> int:
+        """Publish what is kept from behind ``mark`` on, then everything that comes; how many events were kept.
+
+        Where the mark is not found and the one before did not publish beside us, a ``gap`` tells it.
+        """
+        relay, ring = self.relay, self.ring
+        self.owning = True
+        relay.token = token
+        relay.link_up(self.core_uuid, self.linked_at or time.time())
+        if self._change is not None:
+            relay.node_changed(self._change)
+        if mark is not None and mark.at:
+            found = bool(mark.identity) and ring.trim(mark.identity)
+            if not found and (ring.overflowed or not overlapped):
+                self._missed = mark
+                self._doubtful = len(ring) > 0
+                if self.linked_at:
+                    self._tell_missed()
+        count = 0
+        for kept in ring.take():
+            if isinstance(kept, LinkGap):
+                relay.gap(kept)
+            else:
+                count += len(kept)
+                relay.events(kept)
+        return count
+
+    def resume(self, token: int) -> None:
+        """The ownership was interrupted and nobody published meanwhile: a new epoch, nothing else."""
+        self.relay.token = token
+        self.relay.link_up(self.core_uuid, self.linked_at or time.time())
+
+    def stop(self) -> None:
+        """Publish no more; keep what comes."""
+        self.owning = False
+        self.ring.clear()
+
+    def forget(self) -> None:
+        """The link is taken down: nothing is kept."""
+        self.ring.clear()
+        self.linked_at = 0.0
+        self._change = None
+
+    def _tell_missed(self) -> None:
+        mark, self._missed = self._missed, None
+        if mark is None:
+            return
+        log.warning("events were missed at a take-over", node=self.relay.node, since=mark.at, after=mark.identity)
+        loss = Loss(
+            self.relay.epoch,
+            "failover",
+            start=min(mark.at, self.linked_at),
+            end=self.linked_at,
+            before=mark.identity,
+            count=None,
+            uncertain=self._doubtful,
+        )
+        # Told once, however many ways the events go.
+        self.relay.buffers[0].lose(loss)
