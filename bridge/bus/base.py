@@ -232,13 +232,21 @@ class Bus(Protocol):
         ``BusUnavailable``; where the broker can tell that nobody consumes the queue, ``NoConsumer``.
         """
 
-    def new_reply_address(self) -> str:
-        """An address for ``reply_to`` in a request's body; empty where the broker carries it (NATS)."""
+    def new_reply_address(self, queue: str = "") -> str:
+        """An address for ``reply_to`` in the body of a request to ``queue`` (the ordinary one where it is empty).
+
+        Empty where the broker carries it (NATS, its durable queues excepted).
+        """
 
 
 @runtime_checkable
 class DurableTopics(Protocol):
-    """What a bus offers that keeps topics: JetStream, Redis streams."""
+    """What a bus offers that keeps topics: JetStream, Redis streams.
+
+    With ``append_publishes`` a stream captures the topics themselves: who listens to one gets what is appended.
+    """
+
+    append_publishes: bool
 
     async def ensure_stream(self, stream: StreamSpec) -> None:
         """Create the stream when it is absent; one that is there is left alone, whatever its limits.

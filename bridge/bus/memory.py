@@ -138,6 +138,8 @@ class _MemoryConsumer:
 class MemoryBus:
     """See ``Bus`` and ``DurableTopics``. ``broker`` is open to tests: ``bus.broker.stop()``."""
 
+    append_publishes = False
+
     def __init__(self, url: str = "memory://") -> None:
         scheme, found, name = url.partition("://")
         if scheme != "memory" or not found:
@@ -260,7 +262,7 @@ class MemoryBus:
             raise NoConsumer(f"nobody consumes {queue}")
         return replies
 
-    def new_reply_address(self) -> str:
+    def new_reply_address(self, queue: str = "") -> str:
         """Empty: the broker carries the reply address."""
         return ""
 

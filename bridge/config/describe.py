@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -33,12 +33,17 @@ def describe_settings() -> Iterator[SettingInfo]:
     for section, table in fields_of(Settings).items():
         model = model_in(table.annotation)
         assert model is not None
-        prefix = f"{section}[]" if model is NodeSettings else section
-        for key, field in fields_of(model).items():
-            extra: Any = field.json_schema_extra
-            yield SettingInfo(
-                f"{prefix}.{key}", _type_name(field), _default(field), extra["unit"], field.description or ""
-            )
+        yield from _described(f"{section}[]" if model is NodeSettings else section, model)
+
+
+def _described(prefix: str, model: type[BaseModel]) -> Iterator[SettingInfo]:
+    for key, field in fields_of(model).items():
+        inner = model_in(field.annotation)
+        if inner is not None:
+            yield from _described(f"{prefix}.{key}[]", inner)
+            continue
+        extra: Any = field.json_schema_extra
+        yield SettingInfo(f"{prefix}.{key}", _type_name(field), _default(field), extra["unit"], field.description or "")
 
 
 def _type_name(field: FieldInfo) -> str:
@@ -48,7 +53,7 @@ def _type_name(field: FieldInfo) -> str:
     if typing.get_origin(kind) is list:
         return "list of text"
     if typing.get_origin(kind) is dict:
-        return "table of numbers"
+        return "table of numbers" if typing.get_args(kind)[1] is float else "table of text"
     names: dict[Any, str] = {int: "integer", float: "number", bool: "boolean"}
     return names.get(kind, "text")
 

@@ -9,8 +9,10 @@ import ssl
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
+from bridge.config.events import EventSettings
+from bridge.config.section import Section
 from bridge.config.values import (
     BusUrl,
     EslFilter,
@@ -20,7 +22,6 @@ from bridge.config.values import (
     NodeUrl,
     QueueName,
     SecretUrl,
-    TopicText,
     fault,
     is_loopback,
     required,
@@ -30,19 +31,6 @@ from bridge.errors import ConfigError
 from bridge.esl.url import EslUrl
 
 LogLevel = Literal["console", "alert", "crit", "err", "warning", "notice", "info", "debug"]
-
-
-class Section(BaseModel):
-    """A table of the file: strict about types, closed to unknown keys, never shows its input in errors."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        hide_input_in_errors=True,
-        allow_inf_nan=False,
-        regex_engine="python-re",
-    )
 
 
 class WorkerSettings(Section):
@@ -131,6 +119,7 @@ class NodeSettings(Section):
         False, "Accept FreeSWITCH's default password, ClueCon, for a server that is not this machine"
     )
     tags: list[str] = setting([], 'Tags for requests to "tag:<tag>"')
+    pin: str = setting("", "Worker id or tag of the workers that shall own this node while one of them lives")
     format: Literal["json", "plain"] = setting("json", "Event format asked of FreeSWITCH")
     subscribe: list[EventName] | None = setting(None, "Events to subscribe to; absent: those of [events]")
     filters: list[EslFilter] = setting([], 'ESL filters "Header value" or "Header /regex/"; empty: everything')
@@ -181,27 +170,6 @@ class NodeSettings(Section):
         return context
 
 
-class EventSettings(Section):
-    """``[events]``: the path from FreeSWITCH to the bus."""
-
-    subscribe: list[EventName] = setting(
-        ["ALL"], 'Events to subscribe to, such as "CHANNEL_ANSWER", "CUSTOM:sofia::register"'
-    )
-    topic: TopicText = setting(
-        "fs.events.{event}",
-        "Template of the topic; placeholders {event} {name} {subclass} {node} {uuid} {<any header>}",
-    )
-    delivery: Literal["pubsub", "durable", "both"] = setting(
-        "pubsub", "pubsub: who listens gets it; durable: kept in a stream (NATS JetStream, Redis); both"
-    )
-    envelope: Literal["cloudevents", "none"] = setting("cloudevents", "none publishes FreeSWITCH's own JSON alone")
-    codec: Literal["json", "msgpack"] | None = setting(None, "Encoding of events; absent: that of the bus")
-    unique_keys: bool = setting(False, "Rewrite events in which FreeSWITCH repeats a key, for strict JSON parsers")
-    buffer_events: int = setting(100_000, "Most events that wait while the bus is away or slow", unit="events", ge=1)
-    buffer_bytes: int = setting(67_108_864, "Most bytes of events that wait", unit="bytes", ge=65_536)
-    buffer_age: float = setting(300.0, "An event that waited longer than this is dropped", unit="s", gt=0)
-
-
 class CommandSettings(Section):
     """``[commands]``: the path from a request to its reply."""
 
@@ -250,14 +218,14 @@ class FleetSettings(Section):
     """``[fleet]``: many workers on one bus."""
 
     standby: int = setting(
-        0, "Workers that keep a warm link to a node of another; 0 only in this version", unit="workers"
+        0, "Workers that keep a warm link to a node of another: with 1 a killed worker costs no event", unit="workers",
+        ge=0, le=1,
+    )  # fmt: skip
+    lease_time: float = setting(
+        5.0, "A worker silent for this long loses its nodes; one value for all workers", unit="s", ge=0.5, le=300
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> FleetSettings:
-        if self.standby != 0:
-            raise fault(f"must be 0 (no standby in this version), got {self.standby}", "standby")
-        return self
+    weight: float = setting(1.0, "Capacity of this worker: its share of the nodes against the others'", gt=0, le=1000)
+    tags: list[str] = setting([], "Tags of this worker, for the pin of a node")
 
 
 class HttpSettings(Section):
@@ -302,6 +270,12 @@ class Settings(Section):
     policy: PolicySettings = Field(default_factory=PolicySettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        for key, text in self.events.faults(self.bus.url.scheme):
+            raise fault(text, f"events.{key}")
+        return self
 
     def secrets(self) -> list[str]:
         """Every secret by value, so that logs can blank them out wherever they turn up."""

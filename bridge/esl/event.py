@@ -147,6 +147,8 @@ class Event(msgspec.Struct, gc=False, eq=False):
         """
         text = self._json
         if text is None:
+            if self.format == "json" and self.raw.isascii():
+                return self.raw
             text = self._json = self._rendered()
         return text
 
@@ -156,6 +158,11 @@ class Event(msgspec.Struct, gc=False, eq=False):
         if self._repaired is None:
             self._rendered()
         return bool(self._repaired)
+
+    @property
+    def was_repaired(self) -> bool:
+        """The same of an event whose ``json`` was asked for; without looking, False."""
+        return self._repaired is True
 
     def __repr__(self) -> str:
         envelope = self._envelope

@@ -65,45 +65,61 @@ class EventEncoder:
         self.content_type = (CONTENT_TYPES if envelope == "cloudevents" else BARE_CONTENT_TYPES)[codec]
         self._unique_keys = unique_keys
         self._quoted: dict[str, str] = {}
-        self._second = ""
+        self._second = "-"
+        self._second_time = ""
         self._second_text = ""
-        self._head = f'{{"specversion":"{SPECVERSION}","id":'
-        self._source = f',"source":{_quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
+        self._base: dict[str, Any] = {"specversion": SPECVERSION, "id": "", "source": SOURCE_PREFIX + node, "type": ""}
+        self._origin: dict[str, Any] = {"node": node, "worker": worker, "epoch": epoch}
+        self._source = f'","source":{_quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
         self._tail = f',"node":{_quote(node)},"worker":{_quote(worker)},"epoch":{_quote(epoch)},"sequence":"'
 
-    def encode(self, fields: EventFields, data: bytes) -> bytes:
-        """Return the payload; ``data`` is the event as one JSON object in valid UTF-8, passed through as it is."""
-        if self._unique_keys:
-            data = _json.encode(_from_json.decode(data))
-        if self.envelope != "cloudevents":
-            return data if self.codec == "json" else _msgpack.encode(_from_json.decode(data))
-        if self.codec == "json":
-            return self._encode_json(fields, data)
-        return self._encode_msgpack(fields, data)
+    def encode(self, fields: EventFields, data: bytes | dict[str, Any]) -> bytes:
+        """Return the payload; ``data`` is the event as one JSON object in valid UTF-8, or as a map.
 
-    def _encode_json(self, fields: EventFields, data: bytes) -> bytes:
-        # Only the event token is known to need no quoting (topics.event_token escapes it).
-        subject = fields.subject
-        if subject:
-            quoted = self._quoted.get(subject)
-            if quoted is None:
-                quoted = self._quote_subject(subject)
-        else:
-            quoted = ""
-        timestamp = fields.timestamp
-        time = self._second_text if timestamp[:-6] == self._second else self._start_second(timestamp)
-        if time:
-            time = f'{time}{timestamp[-6:]}Z"'
+        As JSON it is passed through as it is.
+        """
+        if self._unique_keys and isinstance(data, bytes):
+            data = _from_json.decode(data)
+        if self.codec != "json":
+            event = _from_json.decode(data) if isinstance(data, bytes) else data
+            if self.envelope != "cloudevents":
+                return _msgpack.encode(event)
+            attributes = self.attributes(fields)
+            attributes["data"] = event
+            return _msgpack.encode(attributes)
+        text = data if isinstance(data, bytes) else _json.encode(data)
+        if self.envelope != "cloudevents":
+            return text
         identity = fields.identity
-        text = (
-            f'{self._head}"{identity}"{self._source}{fields.event}"{quoted}{time}{self._tail}{fields.sequence:010d}"'
-            if _is_plain(identity)
-            else f"{self._head}{_quote(identity)}{self._source}{fields.event}"
-            f'"{quoted}{time}{self._tail}{fields.sequence:010d}"'
+        if not _is_plain(identity):
+            identity = _quote(identity)[1:-1]
+        flags = self._flags(fields) if fields.synthetic or fields.truncated or fields.injected else ""
+        return self.wrap(
+            self.lead(fields.event), identity, fields.subject, fields.timestamp, fields.sequence, text, flags
         )
-        if fields.synthetic or fields.truncated or fields.injected:
-            text += self._flags(fields)
-        return b'%b,"data":%b}' % (text.encode(), data)
+
+    def lead(self, event: str) -> str:
+        """What the envelope of an event token says between identity and subject, for ``wrap``."""
+        # Only the event token is known to need no quoting (topics.event_token escapes it).
+        return f'{self._source}{event}"'
+
+    def wrap(
+        self, lead: str, identity: str, subject: str, timestamp: str, sequence: int, data: bytes, flags: str = ""
+    ) -> bytes:
+        """Put a JSON envelope around ``data``: the pieces of it that change, the others are made once.
+
+        ``identity`` must need no quoting, ``lead`` comes from ``lead()``.
+        """
+        quoted = (self._quoted.get(subject) or self._quote_subject(subject)) if subject else ""
+        if timestamp[:-6] == self._second and timestamp.isdigit():
+            time = f'{self._second_text}{timestamp[-6:]}Z"'
+        else:
+            time = self._start_second(timestamp)
+        text = (
+            f'{{"specversion":"{SPECVERSION}","id":"{identity}{lead}{quoted}{time}{self._tail}'
+            f'{sequence:010d}"{flags},"data":'
+        )
+        return b"".join((text.encode(), data, b"}"))
 
     def _quote_subject(self, subject: str) -> str:
         if len(self._quoted) >= _QUOTED_LIMIT:
@@ -117,40 +133,33 @@ class EventEncoder:
         if not time:
             return ""
         self._second = timestamp[:-6]
-        self._second_text = f',"time":"{time[:-7]}'
-        return self._second_text
+        self._second_time = time[:-7]
+        self._second_text = f',"time":"{self._second_time}'
+        return f',"time":"{time}"'
 
     @staticmethod
     def _flags(fields: EventFields) -> str:
-        return "".join(
-            f',"{name}":true' for name in ("synthetic", "truncated", "injected") if getattr(fields, name)
-        )
-
-    def _encode_msgpack(self, fields: EventFields, data: bytes) -> bytes:
-        return _msgpack.encode({**self.attributes(fields), "data": _from_json.decode(data)})
+        return "".join(f',"{name}":true' for name in ("synthetic", "truncated", "injected") if getattr(fields, name))
 
     def attributes(self, fields: EventFields) -> dict[str, Any]:
         """The envelope as a map without ``data`` (for msgpack, and for headers beside a bare event)."""
-        attributes: dict[str, Any] = {
-            "specversion": SPECVERSION,
-            "id": fields.identity,
-            "source": SOURCE_PREFIX + self.node,
-            "type": TYPE_PREFIX + fields.event,
-        }
+        attributes = self._base.copy()
+        attributes["id"] = fields.identity
+        attributes["type"] = TYPE_PREFIX + fields.event
         if fields.subject:
             attributes["subject"] = fields.subject
-        time = format_time(fields.timestamp)
-        if time:
+        timestamp = fields.timestamp
+        if timestamp[:-6] == self._second and timestamp.isdigit():
+            attributes["time"] = f"{self._second_time}{timestamp[-6:]}Z"
+        elif time := format_time(timestamp):
+            self._start_second(timestamp)
             attributes["time"] = time
-        attributes |= {
-            "node": self.node,
-            "worker": self.worker,
-            "epoch": self.epoch,
-            "sequence": f"{fields.sequence:010d}",
-        }
-        for flag in ("synthetic", "truncated", "injected"):
-            if getattr(fields, flag):
-                attributes[flag] = True
+        attributes.update(self._origin)
+        attributes["sequence"] = f"{fields.sequence:010d}"
+        if fields.synthetic or fields.truncated or fields.injected:
+            for flag in ("synthetic", "truncated", "injected"):
+                if getattr(fields, flag):
+                    attributes[flag] = True
         return attributes
 
     def headers(self, fields: EventFields) -> tuple[tuple[str, str], ...]:
@@ -162,11 +171,11 @@ class EventEncoder:
         )
 
 
-def drop_body(data: bytes) -> bytes:
-    """The event without its ``_body``, for a message over the bus's limit."""
-    event = _from_json.decode(data)
+def drop_body(data: bytes | dict[str, Any]) -> dict[str, Any]:
+    """The event as a map without its ``_body``, for a message over the bus's limit."""
+    event: dict[str, Any] = dict(_from_json.decode(data) if isinstance(data, bytes) else data)
     event.pop("_body", None)
-    return _json.encode(event)
+    return event
 
 
 def format_time(timestamp: str) -> str:

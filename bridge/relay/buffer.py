@@ -1,4 +1,4 @@
-"""Events that wait for the bus: bounded by count, bytes and age, oldest dropped first, every loss kept to be told.
+"""Events that wait for the bus: first in, first out, bounded; every loss keeps its place in the row and is told there.
 
 A chunk is what one socket read brought; it is the unit of all bookkeeping, so that nothing here is paid per event.
 This room never talks to a bus and never reads a clock: the caller says what time it is.
@@ -9,179 +9,408 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from bridge.bus.base import Message
 from bridge.messages.notice import GapReason
+from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, add_loss, count_of, identity_of, rank_of, share_of
+from bridge.relay.reservoir import BufferLimits, Reservoir
 
-# What an entry costs beside its payload: the Message, its strings, its place in a list.
-ENTRY_OVERHEAD = 400
+__all__ = ["ENTRY_OVERHEAD", "BufferLimits", "Chunk", "EventBuffer", "Loss", "Reservoir"]
 
-
-class Chunk(msgspec.Struct, gc=False):
-    """Consecutive events of one link: ``size`` in bytes, ``at`` the Unix time when they were read."""
-
-    epoch: str
-    messages: list[Message]
-    size: int
-    at: float
-
-
-class Loss(msgspec.Struct):
-    """Events of one node that will never reach the bus, as the ``gap`` notice tells it.
-
-    ``start`` and ``end`` are Unix times of reading, ``before`` and ``after`` the identities around the hole (empty
-    when unknown), ``count`` how many; ``exact`` is False when the count is an upper bound. ``count`` is None for an
-    outage of the link: nobody knows what FreeSWITCH said meanwhile.
-    """
-
-    epoch: str
-    reason: GapReason
-    start: float
-    end: float
-    before: str = ""
-    after: str = ""
-    count: int | None = 0
-    exact: bool = True
-
-
-class BufferLimits(msgspec.Struct, frozen=True):
-    """How much one node may hold back: events, bytes, seconds."""
-
-    events: int = 100_000
-    size: int = 64 * 1024 * 1024
-    age: float = 60.0
+# What goes out next stays in memory when the rest is spilled.
+_HEAD_SIZE = 512 * 1024
 
 
 class EventBuffer:
-    """The events of one node on their way to the bus, first in, first out.
+    """The events of one node on their way to one lane of the bus (``""``: the topics; else a stream's name).
 
-    ``last_confirmed`` is the identity of the last event that the broker has certainly seen.
+    ``last_confirmed`` is the identity of the last event that the broker has certainly seen, and ``confirmed_read`` the
+    number of its read (with a half: not all of that read). ``events`` wait (in memory
+    and on disk), ``in_flight`` were taken and are not settled, ``size`` is what waits in memory. Before each write the
+    publisher asks ``gate``: while it says False nothing is taken.
     """
 
-    def __init__(self, node: str, limits: BufferLimits) -> None:
+    def __init__(
+        self, node: str, limits: BufferLimits | None = None, *, lane: str = "", reservoir: Reservoir | None = None
+    ) -> None:
         self.node = node
-        self.limits = limits
-        self.events = 0
-        self.size = 0
+        self.lane = lane
+        self.reservoir = reservoir or Reservoir(limits)
+        self.in_flight = 0
         self.losses: list[Loss] = []
         self.last_confirmed = ""
-        self._chunks: deque[Chunk] = deque()
-        self._open: dict[str, Loss] = {}
+        self.confirmed_read = 0.0
+        self.gate: Callable[[], bool] = lambda: True
+        self.wake: Callable[[], None] = lambda: None
+        self._head: deque[Chunk] = deque()
+        self._tail: deque[Chunk] = deque()
+        self._memory = 0  # events in head and tail
+        self._bytes = 0
+        self._tail_bytes = 0
+        self._open: list[Loss] = []
+        self._trailing: list[Loss] = []
         self._last_taken = ""
+        self._void = 0  # in flight, and not to come back
+        self.backlog = self.reservoir.join(self)
+        if self.backlog is not None:
+            self.backlog.on_ready = lambda: self.wake()
 
     def __len__(self) -> int:
         return self.events
 
-    def append(self, chunk: Chunk) -> int:
-        """Add what was just read; returns how many events had to be dropped to stay within the limits."""
-        self._chunks.append(chunk)
-        self.events += len(chunk.messages)
-        self.size += chunk.size
-        limits = self.limits
-        if self.events > limits.events or self.size > limits.size:
-            return self._shed(chunk.at)
-        return 0
+    @property
+    def events(self) -> int:
+        """Events that wait, in memory and on disk."""
+        return self._memory + (self.backlog.events if self.backlog is not None else 0)
 
-    def expire(self, now: float) -> int:
-        """Drop what is older than the age limit; returns how many events that were."""
-        dropped = 0
-        horizon = now - self.limits.age
-        while self._chunks and self._chunks[0].at < horizon:
-            dropped += self._drop_oldest(now)
-        return dropped
+    @property
+    def size(self) -> int:
+        """Bytes that wait in memory."""
+        return self._bytes + (self.backlog.held if self.backlog is not None else 0)
+
+    @property
+    def age_limit(self) -> float:
+        """Seconds that an event may wait."""
+        limits = self.reservoir.limits
+        return limits.durable_age if self.lane else limits.age
+
+    def append(self, chunk: Chunk, before: str = "") -> int:
+        """Add what was just read; returns how many events had to be dropped to stay within the limits.
+
+        ``before`` is the identity of the last event of the reads before, whether it went this way or not.
+        """
+        if self._trailing:
+            chunk.holes, self._trailing = self._trailing, []
+        if not self.in_flight and not self._memory and not self.backlog:
+            # Nothing of it is under way: everything read so far has its end.
+            self.last_confirmed = before or self.last_confirmed
+            self.confirmed_read = chunk.read - 1
+        size = chunk.size
+        if self.backlog:
+            self._tail.append(chunk)
+            self._tail_bytes += size
+        else:
+            self._head.append(chunk)
+        self._grow(len(chunk.messages), size)
+        return self.reservoir.balance(self, chunk.at)
 
     def take(self, limit: int) -> list[Chunk]:
-        """Take chunks from the front: at least one, then more up to ``limit`` bytes."""
+        """Take chunks from the front: at least one, then more up to ``limit`` bytes; none while the disk is read."""
         taken: list[Chunk] = []
-        size = 0
-        chunks = self._chunks
-        while chunks and (not taken or size + chunks[0].size <= limit):
-            chunk = chunks.popleft()
+        size = events = 0
+        while not taken or size < limit:
+            head = self._head
+            if not head:
+                if not self._refill():
+                    break
+                continue
+            chunk = head[0]
+            if taken and size + chunk.size > limit:
+                break
+            head.popleft()
             taken.append(chunk)
             size += chunk.size
-            self.events -= len(chunk.messages)
-            self._close_losses(chunk)
-            self._last_taken = chunk.messages[-1].id
-        self.size -= size
+            events += len(chunk.messages)
+            self._tell(chunk)
+            self._last_taken = identity_of(chunk.messages[-1])
+        if taken:
+            self._grow(-events, -size)
+            self.in_flight += events
         return taken
+
+    def _refill(self) -> bool:
+        """Bring the next of what waits behind to the front; False where there is none yet."""
+        if self.backlog:
+            chunks = self.backlog.take()
+            if chunks is None:
+                return False
+            self._head.extend(chunks)
+            self._grow(count_of(chunks), sum([chunk.size for chunk in chunks]))
+            return True
+        if self._tail:
+            self._head, self._tail, self._tail_bytes = self._tail, self._head, 0
+            return True
+        return False
 
     def put_back(self, chunks: list[Chunk]) -> None:
         """Return chunks that were taken and not written, to the front and in their order."""
         for chunk in reversed(chunks):
-            self._chunks.appendleft(chunk)
-            self.events += len(chunk.messages)
-            self.size += chunk.size
+            if self._void:
+                self.settle(chunk, confirmed=False)
+                continue
+            self._head.appendleft(chunk)
+            self._grow(len(chunk.messages), chunk.size)
+            self.in_flight -= len(chunk.messages)
 
-    def keep(self, fits: Callable[[Message], bool], now: float) -> int:
-        """Drop every message that does not fit the bus; returns how many events that were."""
+    def settle(self, chunk: Chunk, *, confirmed: bool) -> None:
+        """A chunk that was taken has its end: the broker has it, or (told as a loss) nobody knows."""
+        self.settle_part(chunk, len(chunk.messages), confirmed=confirmed)
+        if chunk.read and confirmed:
+            self.confirmed_read = chunk.read
+        self._release(chunk)
+
+    def settle_part(self, chunk: Chunk, count: int, *, confirmed: bool) -> None:
+        """The same for its first ``count`` events, while others of it go back."""
+        self.in_flight -= count
+        self._void = max(0, self._void - count)
+        if confirmed and count:
+            self.last_confirmed = identity_of(chunk.messages[count - 1])
+            if chunk.read:
+                self.confirmed_read = chunk.read - 0.5
+
+    def expire(self, now: float) -> int:
+        """Drop what is older than the age limit; returns how many events that were."""
         dropped = 0
-        kept: deque[Chunk] = deque()
-        for chunk in self._chunks:
-            fitting = [message for message in chunk.messages if fits(message)]
-            lost = len(chunk.messages) - len(fitting)
-            if lost:
-                dropped += lost
-                self.events -= lost
-                share = chunk.size * len(fitting) // len(chunk.messages)
-                self.size -= chunk.size - share
-                self.lose(Loss(chunk.epoch, "too_large", start=chunk.at, end=now, count=lost))
-                chunk = Chunk(chunk.epoch, fitting, share, chunk.at)
-            if fitting:
-                kept.append(chunk)
-        self._chunks = kept
+        horizon = now - self.age_limit
+        while self._head and self._head[0].at < horizon:
+            dropped += self._drop_first(self._head, now)
+        backlog = self.backlog
+        while backlog and not self._head and backlog.parcels[0].end < horizon and backlog.parcels[0].droppable:
+            dropped += self.drop_parcel(0, now)
+        if not self._head and not backlog:
+            while self._tail and self._tail[0].at < horizon:
+                dropped += self._drop_first(self._tail, now)
         return dropped
 
-    def lose(self, loss: Loss) -> None:
-        """Book a loss that happened outside the buffer; it is closed by the next event that leaves.
+    def keep(self, fits: Callable[[Message], bool], now: float) -> int:
+        """Drop every message in memory that does not fit the bus; returns how many events that were."""
+        return self._thin(fits, now, "too_large")
 
-        Consecutive losses of one reason and epoch become one.
-        """
-        key = f"{loss.reason}:{loss.epoch}"
-        known = self._open.get(key)
-        if known is None:
-            if not loss.before:
-                loss.before = self._last_taken
-            self._open[key] = loss
-            return
-        known.end = max(known.end, loss.end)
-        if known.count is not None and loss.count is not None:
-            known.count += loss.count
-        known.exact = known.exact and loss.exact
+    def lose(self, loss: Loss) -> None:
+        """Book a loss in front of everything that waits; it is closed by the next event that leaves."""
+        if not loss.before:
+            loss.before = self._last_taken
+        add_loss(self._open, loss)
+
+    def miss(self, loss: Loss) -> None:
+        """Book a loss behind everything that waits: it is told when the bus has come that far."""
+        if self.events:
+            add_loss(self._trailing, loss)
+        else:
+            self.lose(loss)
 
     def take_losses(self) -> list[Loss]:
         """Losses whose end is known, for the notices; each is returned once."""
         losses, self.losses = self.losses, []
         return losses
 
-    def close(self, now: float) -> int:
-        """Give up what is left (the worker ends); returns how many events that were, and closes every loss."""
-        dropped = 0
-        while self._chunks:
-            dropped += self._drop_oldest(now)
-        self._close_losses(None)
-        return dropped
+    def discard(self) -> int:
+        """Forget what waits, and what is in flight and would come back: another worker publishes it.
 
-    def _shed(self, now: float) -> int:
-        # Down to nine tenths: shedding a little more now keeps the cost off the next thousand reads.
-        events, size = self.limits.events * 9 // 10, self.limits.size * 9 // 10
-        dropped = 0
-        while len(self._chunks) > 1 and (self.events > events or self.size > size):
-            dropped += self._drop_oldest(now)
-        return dropped
-
-    def _drop_oldest(self, now: float) -> int:
-        chunk = self._chunks.popleft()
-        count = len(chunk.messages)
-        self.events -= count
-        self.size -= chunk.size
-        self.lose(Loss(epoch=chunk.epoch, reason="buffer", start=chunk.at, end=now, count=count))
+        Nothing is told as a loss; returns how many events waited.
+        """
+        count = self.events
+        self._grow(-self._memory, -self._bytes)
+        self._head.clear()
+        self._tail.clear()
+        self._tail_bytes = 0
+        self._open, self._trailing, self._void = [], [], self.in_flight
+        if self.backlog is not None:
+            self.backlog.discard()
         return count
 
-    def _close_losses(self, chunk: Chunk | None) -> None:
-        if self._open:
-            for loss in self._open.values():
-                if not loss.after and chunk is not None:
-                    loss.after = chunk.messages[0].id
+    def close(self, now: float) -> int:
+        """Give up what is left (the worker ends); returns how many events that were, and closes every loss.
+
+        What can be spilled is not lost: the next run finds it.
+        """
+        backlog, dropped = self.backlog, 0
+        if backlog is not None and self.reservoir.can_spill(now):
+            self._spill(self._tail)
+            waiting = list(self._head)
+            self._head.clear()
+            self._grow(-count_of(waiting), -sum([chunk.size for chunk in waiting]))
+            backlog.add_in_front(waiting)
+        else:
+            dropped += self._drop_all(self._head, now) + self._drop_all(self._tail, now)
+        for loss in (*self._open, *self._trailing):
+            loss.before = loss.before or self._last_taken
+            self.losses.append(loss)
+        self._open, self._trailing = [], []
+        self.reservoir.leave(self)
+        return dropped
+
+    def discard(self) -> int:
+        """Forget what waits, untold: another worker publishes it; returns how many events that were."""
+        dropped = self.events
+        for queue in (self._head, self._tail):
+            self._grow(-count_of(queue), -sum([chunk.size for chunk in queue]))
+            for chunk in queue:
+                if chunk.parcel and self.backlog is not None:
+                    self.backlog.settled(chunk.parcel)
+            queue.clear()
+        self._tail_bytes = 0
+        while self.backlog and self.backlog.parcels[0].droppable:
+            self.backlog.drop(0, 0.0)
+        self._open, self._trailing, self.losses = [], [], []
+        return dropped
+
+    # --- for the reservoir -----------------------------------------------------------------------------
+
+    @property
+    def spillable(self) -> int:
+        """Bytes that could go to disk now."""
+        return self._tail_bytes if self.backlog else max(0, self._bytes - _HEAD_SIZE)
+
+    def spill(self) -> None:
+        """Send to disk what does not go out next."""
+        if self.backlog:
+            self._spill(self._tail)
+            return
+        kept: deque[Chunk] = deque()
+        size = 0
+        while self._head and size < _HEAD_SIZE:
+            chunk = self._head.popleft()
+            kept.append(chunk)
+            size += chunk.size
+        rest, self._head = self._head, kept
+        self._spill(rest)
+
+    def _spill(self, chunks: deque[Chunk]) -> None:
+        if chunks:
+            assert self.backlog is not None
+            moved = list(chunks)
+            chunks.clear()
+            self._tail_bytes = sum([chunk.size for chunk in self._tail])
+            self._grow(-count_of(moved), -sum([chunk.size for chunk in moved]))
+            self.backlog.add(moved)
+
+    def drop_oldest(self, now: float) -> int:
+        """Drop the oldest chunk in memory, but never the only one; returns its events."""
+        if self._head and len(self._head) + len(self._tail) > 1:
+            return self._drop_first(self._head, now)
+        for index, parcel in enumerate(self.backlog.parcels if self.backlog else ()):
+            if parcel.chunks is not None and parcel.droppable:
+                return self.drop_parcel(index, now)
+        return 0
+
+    def drop_newest(self, now: float) -> int:
+        """Drop the newest chunk; returns its events."""
+        queue = self._tail or self._head
+        if len(queue) + (1 if self.backlog else 0) < 2:
+            return 0
+        chunk = queue.pop()
+        if queue is self._tail:
+            self._tail_bytes -= chunk.size
+        count = len(chunk.messages)
+        self._grow(-count, -chunk.size)
+        for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
+            add_loss(self._trailing, loss)
+        return count
+
+    def drop_rank(self, rank: int, now: float) -> int:
+        """Drop every event of a rank that waits in memory; returns how many."""
+        return self._thin(lambda message: rank_of(message) != rank, now, "buffer")
+
+    def drop_parcel(self, index: int, now: float) -> int:
+        """Drop a parcel; returns its events."""
+        assert self.backlog is not None
+        loss, holes = self.backlog.drop(index, now)
+        for one in (*holes, loss):
+            self._put_hole(index, one)
+        return loss.count or 0
+
+    def drop_stored_rank(self, rank: int, now: float) -> int:
+        """Drop the oldest events of a rank that are on disk; returns how many."""
+        if self.backlog is None:
+            return 0
+        index, count, loss = self.backlog.drop_rank(rank, now)
+        if loss is not None:
+            self._put_hole(index, loss)
+        return count
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _grow(self, events: int, size: int) -> None:
+        self._memory += events
+        self._bytes += size
+        self.reservoir.change(events, size)
+
+    def _put_hole(self, parcel: int, loss: Loss) -> None:
+        """Put a loss in front of the parcel of that index, or of what comes behind the last."""
+        backlog = self.backlog
+        if parcel == 0 and not self._head:
+            self.lose(loss)
+        elif backlog is not None and parcel < len(backlog.parcels):
+            add_loss(backlog.parcels[parcel].holes, loss)
+        else:
+            self._put_before(self._tail, loss)
+
+    def _put_before(self, chunks: deque[Chunk], loss: Loss) -> None:
+        if chunks:
+            holes = chunks[0].holes = chunks[0].holes or []
+            add_loss(holes, loss)
+        else:
+            add_loss(self._trailing, loss)
+
+    def _drop_first(self, chunks: deque[Chunk], now: float) -> int:
+        chunk = chunks.popleft()
+        if chunks is self._tail:
+            self._tail_bytes -= chunk.size
+        count = len(chunk.messages)
+        self._grow(-count, -chunk.size)
+        for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
+            if chunks is self._head:
+                self.lose(loss)
+            else:
+                self._put_before(chunks, loss)
+        self._release(chunk)
+        return count
+
+    def _drop_all(self, chunks: deque[Chunk], now: float) -> int:
+        dropped = 0
+        while chunks:
+            dropped += self._drop_first(chunks, now)
+        return dropped
+
+    def _thin(self, wanted: Callable[[Message], bool], now: float, reason: GapReason) -> int:
+        """Drop what is not wanted from memory; one loss for all of it, where the first of it stood."""
+        dropped = 0
+        gone: Loss | None = None
+        for queue in (self._head, self._tail):
+            kept: deque[Chunk] = deque()
+            carried: list[Loss] = []
+            for chunk in queue:
+                some = [message for message in chunk.messages if wanted(message)]
+                lost = len(chunk.messages) - len(some)
+                if lost:
+                    dropped += lost
+                    if gone is None:
+                        gone = Loss(chunk.epoch, reason, chunk.at, now)
+                        carried.append(gone)
+                    gone.count = dropped
+                    share = share_of(chunk, some)
+                    self._grow(-lost, share - chunk.size)
+                    if queue is self._tail:
+                        self._tail_bytes += share - chunk.size
+                    if not some:
+                        carried += chunk.holes or ()
+                        self._release(chunk)
+                        continue
+                    chunk = Chunk(chunk.epoch, some, share, chunk.at, chunk.holes, chunk.parcel, chunk.read)
+                if carried:
+                    chunk.holes = [*carried, *(chunk.holes or ())]
+                    carried = []
+                kept.append(chunk)
+            queue.clear()
+            queue.extend(kept)
+            for loss in carried:
+                if queue is self._head:
+                    self._put_hole(0, loss)
+                else:
+                    add_loss(self._trailing, loss)
+        return dropped
+
+    def _release(self, chunk: Chunk) -> None:
+        if chunk.parcel and self.backlog is not None:
+            self.backlog.settled(chunk.parcel)
+
+    def _tell(self, chunk: Chunk) -> None:
+        """Losses in front of a chunk that leaves have found their end."""
+        if self._open or chunk.holes:
+            first = identity_of(chunk.messages[0])
+            for loss in (*self._open, *(chunk.holes or ())):
+                loss.before = loss.before or self._last_taken
+                loss.after = loss.after or first
                 self.losses.append(loss)
-            self._open.clear()
+            self._open = []
+            chunk.holes = None

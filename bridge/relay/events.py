@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
-from bridge.bus.base import Bus, Message
+from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
-from bridge.relay.buffer import ENTRY_OVERHEAD, BufferLimits, Chunk, EventBuffer, Loss
+from bridge.relay.buffer import EventBuffer
+from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
-from bridge.relay.routes import Route, RouteSettings
+from bridge.relay.routes import Line, Route, RouteSettings
 from bridge.switch.node import LinkGap, NodeChange, NodeState
 
 log = structlog.get_logger(__name__)
 
 # A message is measured exactly only when its payload comes this near to the bus's limit: headers are smaller.
 HEADER_ALLOWANCE = 4_096
+
+# CUSTOM subclasses come from callers too (sendevent): what is remembered of names is bounded.
+KNOWN_NAMES = 65_536
 
 # States in which a node answers commands and sends events.
 SERVING = (NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING)
@@ -57,11 +61,26 @@ class EventMeter(Protocol):
         """An event link ended or could not be made."""
 
 
+class _Lane:
+    """One way out of a node: its buffer, and what the read under way has brought for it."""
+
+    __slots__ = ("buffer", "messages")
+
+    def __init__(self, buffer: EventBuffer) -> None:
+        self.buffer = buffer
+        self.messages: list[Message] = []
+
+
+# A line of a route and the lanes that its messages take.
+_Way = tuple[Line, tuple[_Lane, ...]]
+
+
 class NodeRelay:
     """The handler of one node's event link: publishes its events and tells its changes.
 
     A new epoch begins with every link; ``token`` is the fencing token of the ownership (0 without a fleet).
-    ``state``, ``reason`` and ``received`` (events since the start) are for the operator's view.
+    ``state``, ``reason`` and ``received`` (events since the start) are for the operator's view. ``buffer`` is the one
+    of the default route, ``buffers`` are all.
     """
 
     def __init__(
@@ -72,8 +91,7 @@ class NodeRelay:
         publisher: Publisher,
         notices: NoticeBoard,
         meter: EventMeter,
-        route: RouteSettings,
-        limits: BufferLimits,
+        routes: Sequence[RouteSettings],
         worker: str,
         watchers: Watchers,
         token: int = 0,
@@ -84,56 +102,83 @@ class NodeRelay:
         self.state = NodeState.CONNECTING
         self.reason = ""
         self.received = 0
-        self.buffer = EventBuffer(node, limits)
         self.on_change: Callable[[NodeChange], None] = lambda change: None
         self._bus = bus
         self._publisher = publisher
         self._notices = notices
         self._meter = meter
-        self._settings = route
+        self._settings = tuple(routes)
         self._worker = worker
         self._watchers = watchers
-        self._route = self._make_route(time.time())
-        publisher.add(self.buffer)
+        self._last = ""
+        self._reads = 0
+        self._lanes: list[_Lane] = []
+        self._lanes_of = [self._open_lanes(route) for route in self._settings]
+        self._routes: list[Route] = []
+        self._ways: dict[str, tuple[_Way, ...]] = {}
+        self._begin_epoch(time.time())
+
+    @property
+    def buffers(self) -> list[EventBuffer]:
+        """One for the topics and one for each stream, as the routes need them."""
+        return [lane.buffer for lane in self._lanes]
+
+    @property
+    def buffer(self) -> EventBuffer:
+        """The buffer that the first route uses."""
+        return self._lanes[0].buffer
+
+    @property
+    def mark(self) -> str:
+        """Identity of the last event, in wire order, before which the broker has everything of every lane."""
+        busy = [buffer for buffer in self.buffers if buffer.events or buffer.in_flight]
+        return min(busy, key=lambda buffer: buffer.confirmed_read).last_confirmed if busy else self._last
 
     def link_up(self, core_uuid: str, started_at: float) -> None:
         """A new link stands: a new epoch begins before its first event."""
-        self._route = self._make_route(started_at)
+        self._begin_epoch(started_at)
 
     def events(self, events: list[Event]) -> None:
         """Publish what one socket read brought."""
         now = time.time()
-        route, watchers = self._route, self._watchers
+        known, watchers = self._ways, self._watchers
         limit = self._bus.max_payload - HEADER_ALLOWANCE
-        messages: list[Message] = []
-        size = 0
+        repaired = 0
         for event in events:
-            watcher = watchers.get(event.envelope.name)
-            if watcher is not None:
-                watcher(event)
-            message = route.encode(event)
-            length = len(message.payload)
-            if length > limit:
-                fitting = self._fit(message, event)
-                if fitting is None:
-                    self._drop_too_large(message, now)
+            envelope = event.envelope
+            name = envelope.name
+            if name in watchers:
+                watchers[name](event)
+            subclass = envelope.subclass
+            key = f"{name}\n{subclass}" if subclass else name
+            for line, lanes in known.get(key) or self._learn(key, name, subclass):
+                message = line.encode(event, envelope)
+                if message is None:
                     continue
-                message = fitting
-                length = len(message.payload)
-            size += length + ENTRY_OVERHEAD
-            messages.append(message)
-        meter = self._meter
+                if len(message.payload) > limit:
+                    message = self._fit(line, message, event, lanes, now)
+                    if message is None:
+                        continue
+                for lane in lanes:
+                    lane.messages.append(message)
+            if event.was_repaired:
+                repaired += 1
         self.received += len(events)
+        self._reads += 1
+        for lane in self._lanes:
+            messages = lane.messages
+            if messages:
+                lane.messages = []
+                size = len(messages) * ENTRY_OVERHEAD + sum([len(message.payload) for message in messages])
+                lane.buffer.append(Chunk(self.epoch, messages, size, now, None, 0, self._reads), self._last)
+                lane.buffer.wake()
+        last = events[-1]
+        self._last = last.identity
+        meter = self._meter
         meter.events_received(self.node, len(events))
-        if messages:
-            dropped = self.buffer.append(Chunk(route.epoch, messages, size, now))
-            if dropped:
-                meter.events_dropped(self.node, "buffer", dropped)
-            self._publisher.wake()
-        last = events[-1].timestamp_us
-        if last:
-            meter.event_lag(now - last / 1_000_000)
-        repaired = sum(event.repaired for event in events)
+        stamped = last.timestamp_us
+        if stamped:
+            meter.event_lag(now - stamped / 1_000_000)
         if repaired:
             meter.events_repaired(self.node, repaired)
 
@@ -157,10 +202,8 @@ class NodeRelay:
 
     def gap(self, gap: LinkGap) -> None:
         """FreeSWITCH spoke while nobody listened: told with the next event, how much was said nobody knows."""
-        self.buffer.lose(
-            Loss(self.epoch, "link", start=gap.start, end=gap.end, before=gap.before, after=gap.after, count=None)
-        )
-        self._publisher.wake()
+        loss = Loss(self.epoch, "link", start=gap.start, end=gap.end, before=gap.before, after=gap.after, count=None)
+        self.buffer.miss(loss)
 
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
@@ -176,24 +219,62 @@ class NodeRelay:
             self._notices.tell(notice, node=self.node)
 
     def close(self) -> None:
-        """Forget the node (its buffer must be empty or given up)."""
-        self._publisher.remove(self.buffer)
+        """Forget the node (its buffers must be empty or given up)."""
+        for lane in self._lanes:
+            self._publisher.remove(lane.buffer)
 
-    def _make_route(self, started_at: float) -> Route:
-        self.epoch = new_epoch(self.token, started_at)
-        return Route(self._settings, node=self.node, worker=self._worker, epoch=self.epoch)
+    def _open_lanes(self, route: RouteSettings) -> tuple[_Lane, ...]:
+        """The ways out that a route's messages take."""
+        wanted: list[StreamSpec | None] = []
+        if route.delivery != "durable":
+            wanted.append(None)
+        if route.delivery != "pubsub" and route.stream is not None:
+            if self._bus_publishes_appended():
+                wanted = []  # who listens to the topic gets what the stream captures
+            wanted.append(route.stream)
+        lanes = []
+        for stream in wanted:
+            buffer = self._publisher.buffer(self.node, stream)
+            lane = next((lane for lane in self._lanes if lane.buffer is buffer), None)
+            if lane is None:
+                lane = _Lane(buffer)
+                self._lanes.append(lane)
+            lanes.append(lane)
+        return tuple(lanes)
 
-    def _fit(self, message: Message, event: Event) -> Message | None:
+    def _bus_publishes_appended(self) -> bool:
+        return isinstance(self._bus, DurableTopics) and self._bus.append_publishes
+
+    def _begin_epoch(self, started_at: float) -> None:
+        self.epoch = epoch = new_epoch(self.token, started_at)
+        self._routes = [Route(one, node=self.node, worker=self._worker, epoch=epoch) for one in self._settings]
+        self._ways = {}
+
+    def _learn(self, key: str, name: str, subclass: str) -> tuple[_Way, ...]:
+        """Which routes want the events of this name, and where they go."""
+        ways = tuple(
+            (line, lanes)
+            for route, lanes in zip(self._routes, self._lanes_of, strict=True)
+            if (line := route.line(name, subclass)) is not None
+        )
+        if len(self._ways) < KNOWN_NAMES:
+            self._ways[key] = ways
+        return ways
+
+    def _fit(self, line: Line, message: Message, event: Event, lanes: tuple[_Lane, ...], now: float) -> Message | None:
+        """A message near the bus's limit: as it is, without its body, or not at all."""
         limit = self._bus.max_payload
-        if self._bus.message_size(message) <= limit:
+        size = self._bus.message_size
+        if size(message) <= limit:
             return message
-        message = self._route.truncate(message, event)
-        return message if self._bus.message_size(message) <= limit else None
-
-    def _drop_too_large(self, message: Message, now: float) -> None:
+        message = line.truncate(message, event, event.envelope)
+        if size(message) <= limit:
+            return message
         log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
         self._meter.events_dropped(self.node, "too_large", 1)
-        self.buffer.lose(Loss(self.epoch, "too_large", start=now, end=now, count=1))
+        for lane in lanes:
+            lane.buffer.miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
+        return None
 
 
 def new_epoch(token: int, started_at: float) -> str:

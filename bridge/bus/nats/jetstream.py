@@ -50,6 +50,8 @@ async def check_not_captured(link: NatsLink, queue: str) -> None:
 class JetStream:
     """See ``DurableTopics``."""
 
+    append_publishes = True
+
     def __init__(self, keeper: LinkKeeper, inbox_prefix: str) -> None:
         self._keeper = keeper
         self._acks = f"{inbox_prefix}.{secrets.token_hex(11)}."

@@ -137,8 +137,8 @@ def test_repeated_keys_are_passed_through_and_the_last_wins() -> None:
 
 def test_an_event_without_its_body_keeps_all_else() -> None:
     data = b'{"Event-Name":"BACKGROUND_JOB","Content-Length":"3","_body":"+OK","x":["1"]}'
-    assert json.loads(drop_body(data)) == {"Event-Name": "BACKGROUND_JOB", "Content-Length": "3", "x": ["1"]}
-    assert drop_body(b'{"a":"b"}') == b'{"a":"b"}'
+    assert drop_body(data) == {"Event-Name": "BACKGROUND_JOB", "Content-Length": "3", "x": ["1"]}
+    assert drop_body(b'{"a":"b"}') == {"a": "b"}
 
 
 def test_the_decoded_event_is_a_map_of_headers() -> None:

@@ -12,7 +12,6 @@ from bridge.bus.memory import MemoryBus
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.event import EventMessage, decode_event
-from bridge.relay.buffer import BufferLimits
 from bridge.relay.events import NodeRelay, new_epoch
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
@@ -82,8 +81,7 @@ class House:
             publisher=self.publisher,
             notices=self.notices,
             meter=self.meter,
-            route=RouteSettings(**route),
-            limits=BufferLimits(),
+            routes=[RouteSettings(**route)],
             worker="w1",
             watchers=watchers or {},
         )

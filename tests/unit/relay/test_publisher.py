@@ -11,9 +11,10 @@ import pytest
 
 from bridge.bus.base import BusState, Message
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed
-from bridge.relay.buffer import BufferLimits, Chunk, EventBuffer, Loss
+from bridge.relay.chunks import Chunk, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher, gap_notice
+from bridge.relay.reservoir import BufferLimits, Reservoir
 
 
 class ScriptedBus:
@@ -77,9 +78,9 @@ class House:
         self.bus = ScriptedBus()
         self.meter = Meter()
         self.notices = NoticeBoard(worker="w1", instance="w1.1", codec="json")
-        self.publisher = Publisher(self.bus, self.notices, self.meter)  # type: ignore[arg-type]
-        self.buffer = EventBuffer("fs1", BufferLimits(age=1e10))
-        self.publisher.add(self.buffer)
+        reservoir = Reservoir(BufferLimits(age=1e10))
+        self.publisher = Publisher(self.bus, self.notices, self.meter, reservoir)  # type: ignore[arg-type]
+        self.buffer = self.publisher.buffer("fs1")
 
     def read(self, first: int, count: int) -> None:
         messages = [Message(topic="t", payload=b"x", id=str(number)) for number in range(first, first + count)]
@@ -119,8 +120,7 @@ async def test_what_is_read_leaves_in_order_and_is_counted_when_confirmed(house:
 
 
 async def test_one_write_takes_what_several_nodes_have(house: House) -> None:
-    other = EventBuffer("fs2", BufferLimits())
-    house.publisher.add(other)
+    other = house.publisher.buffer("fs2")
     other.append(Chunk("e2", [Message(topic="t", payload=b"y", id="b")], 1, 0.0))
     house.read(0, 1)
     await house.until(lambda: len(house.ids()) == 2)

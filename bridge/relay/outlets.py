@@ -1,0 +1,323 @@
+"""The ways to the bus: one write for all that waits, and a book of what is not confirmed yet.
+
+On topics what is in doubt is told and never sent again; on a stream it is sent again, with the same id, in order.
+This room never makes an event, and never drops one for want of room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+from bridge.relay.buffer import EventBuffer
+from bridge.relay.chunks import Chunk, Loss, share_of
+from bridge.relay.notices import NoticeBoard
+
+log = structlog.get_logger(__name__)
+
+# One write's worth: enough to make the cost of a write vanish, little enough to keep the loop responsive.
+BATCH_SIZE = 1024 * 1024
+# The least that a node may add to a write, however many others there are.
+LEAST_SHARE = 64 * 1024
+# How often an outlet looks after what nobody told it, in seconds.
+WATCH_INTERVAL = 1.0
+# How long a stream that takes nothing is left alone, in seconds.
+RETRY_DELAY = 0.2
+REFUSED_DELAY = 5.0
+
+_Parts = list[tuple[EventBuffer, list[Chunk]]]
+
+
+class PublishMeter(Protocol):
+    """Counters that publishing feeds (``ops.metrics`` fulfils it)."""
+
+    def events_published(self, node: str, count: int = 1) -> None:
+        """``count`` events of ``node`` are confirmed by the broker."""
+
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
+        """``count`` events of ``node`` will not be published."""
+
+    def gap(self, node: str, reason: str) -> None:
+        """A loss was told."""
+
+
+class DurableBus(Bus, DurableTopics, Protocol):
+    """A bus that also keeps topics."""
+
+
+class Outlet:
+    """One task that empties buffers in one direction. ``idle`` is set while nothing waits and nothing is in hand."""
+
+    def __init__(self, bus: Bus, meter: PublishMeter, name: str) -> None:
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.on_loss: Callable[[EventBuffer], None] = lambda buffer: None
+        self._bus = bus
+        self._meter = meter
+        self._name = name
+        self._buffers: list[EventBuffer] = []
+        self._waiting = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, buffer: EventBuffer) -> None:
+        """Publish from this buffer too."""
+        self._buffers.append(buffer)
+        buffer.wake = self.wake
+        if buffer.events or buffer.losses:
+            self.wake()
+
+    def remove(self, buffer: EventBuffer) -> None:
+        """Forget a buffer."""
+        if buffer in self._buffers:
+            self._buffers.remove(buffer)
+
+    def wake(self) -> None:
+        """Something was put into a buffer, or the bus is back."""
+        self._waiting.set()
+        self.idle.clear()
+
+    def start(self) -> None:
+        """Begin to publish."""
+        self._task = asyncio.create_task(self._run(), name=f"publish {self._name}")
+
+    async def stop(self) -> None:
+        """End at once; what was not written is back in its buffer."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_INTERVAL):
+                    await self._waiting.wait()
+            self._waiting.clear()
+            try:
+                await self._publish_all()
+            except Exception:  # a fault of ours must not end the relay of events
+                log.exception("publishing failed; going on", outlet=self._name)
+                await asyncio.sleep(WATCH_INTERVAL)
+
+    async def _publish_all(self) -> None:
+        raise NotImplementedError
+
+    def _gather(self, batch: list[Message]) -> _Parts:
+        """Take one write's worth out of the buffers that may be published from."""
+        parts: _Parts = []
+        share = max(LEAST_SHARE, BATCH_SIZE // max(1, len(self._buffers)))
+        for buffer in self._buffers:
+            if buffer.events and buffer.gate():
+                chunks = buffer.take(share)
+                if chunks:
+                    parts.append((buffer, chunks))
+                    for chunk in chunks:
+                        batch += chunk.messages
+            if buffer.losses:
+                self.on_loss(buffer)
+        return parts
+
+    def _put_back(self, parts: _Parts) -> None:
+        for buffer, chunks in parts:
+            buffer.put_back(chunks)
+
+    def _confirmed(self, parts: _Parts) -> None:
+        for buffer, chunks in parts:
+            count = 0
+            for chunk in chunks:
+                buffer.settle(chunk, confirmed=True)
+                count += len(chunk.messages)
+            self._meter.events_published(buffer.node, count)
+
+    def _drop_too_large(self) -> None:
+        """Another server with a lower limit: what was measured against the old one is measured again."""
+        now = time.time()
+        limit = self._bus.max_payload
+        for buffer in self._buffers:
+            dropped = buffer.keep(lambda message: self._bus.message_size(message) <= limit, now)
+            if dropped:
+                self._meter.events_dropped(buffer.node, "too_large", dropped)
+
+    def _look_idle(self) -> None:
+        """Nothing could be taken: idle, unless a buffer waits for its disk or its gate."""
+        if not any(buffer.events for buffer in self._buffers):
+            self.idle.set()
+
+
+class TopicOutlet(Outlet):
+    """Publishes to topics: pipelined, confirmed later, never twice. Notices go this way too."""
+
+    def __init__(self, bus: Bus, notices: NoticeBoard, meter: PublishMeter) -> None:
+        super().__init__(bus, meter, "topics")
+        self._notices = notices
+        self._written: deque[tuple[int, _Parts]] = deque()
+        bus.on_broken = self._broken
+
+    async def stop(self) -> None:
+        """See ``Outlet``."""
+        await super().stop()
+        self._settle()
+
+    async def _publish_all(self) -> None:
+        self._settle()
+        while self._bus.connected:
+            batch: list[Message] = []
+            parts = self._gather(batch)
+            # Notices come last: a hole is told when what comes behind it is on its way.
+            notices = self._notices.take()
+            batch += notices
+            if not batch:
+                self._look_idle()
+                return
+            try:
+                number = await self._bus.publish_many(batch)
+            except (BusUnavailable, asyncio.CancelledError) as error:
+                self._put_back(parts)
+                self._notices.put_back(notices)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                return
+            except MessageTooLarge as error:
+                log.warning("the bus's limit shrank", reason=str(error))
+                self._put_back(parts)
+                self._notices.put_back(notices)
+                self._drop_too_large()
+                continue
+            except PublishFailed as failure:
+                log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
+                self._book_failure(parts, notices, failure)
+                return
+            self._written.append((number, parts))
+            self._settle()
+
+    def _drop_too_large(self) -> None:
+        super()._drop_too_large()
+        limit = self._bus.max_payload
+        self._notices.put_back([one for one in self._notices.take() if self._bus.message_size(one) <= limit])
+
+    def _book_failure(self, parts: _Parts, notices: list[Message], failure: PublishFailed) -> None:
+        """What is confirmed is counted, what is in doubt is told, what was not written goes back."""
+        confirmed, uncertain = failure.confirmed, failure.uncertain
+        now = time.time()
+        for buffer, chunks in parts:
+            rest: list[Chunk] = []
+            for chunk in chunks:
+                total = len(chunk.messages)
+                sure = min(confirmed, total)
+                doubtful = min(uncertain, total - sure)
+                confirmed -= sure
+                uncertain -= doubtful
+                if sure:
+                    buffer.settle_part(chunk, sure, confirmed=True)
+                    self._meter.events_published(buffer.node, sure)
+                if doubtful:
+                    self._doubt(buffer, chunk, doubtful, now)
+                    buffer.in_flight -= doubtful
+                if sure + doubtful < total:
+                    rest.append(part_of(chunk, sure + doubtful))
+            buffer.put_back(rest)
+        # Notices bear an id, so a repeated one is recognised; a lost one is not.
+        self._notices.put_back(notices[confirmed:])
+
+    def _broken(self) -> None:
+        """The connection broke: batches behind the last confirmed one may or may not have arrived."""
+        self._settle()
+        now = time.time()
+        while self._written:
+            for buffer, chunks in self._written.popleft()[1]:
+                for chunk in chunks:
+                    self._doubt(buffer, chunk, len(chunk.messages), now)
+                    buffer.settle(chunk, confirmed=False)
+
+    def _doubt(self, buffer: EventBuffer, chunk: Chunk, count: int, now: float) -> None:
+        self._meter.events_dropped(buffer.node, "bus", count)
+        buffer.lose(Loss(chunk.epoch, "bus", chunk.at, now, buffer.last_confirmed, count=count, exact=False))
+
+    def _settle(self) -> None:
+        confirmed = self._bus.confirmed
+        written = self._written
+        while written and written[0][0] <= confirmed:
+            self._confirmed(written.popleft()[1])
+
+
+class StreamOutlet(Outlet):
+    """Appends to one stream: a batch at a time, repeated from the first unconfirmed event until the broker has it."""
+
+    def __init__(self, bus: DurableBus, stream: StreamSpec, meter: PublishMeter) -> None:
+        super().__init__(bus, meter, stream.name)
+        self.stream = stream
+        self._durable = bus
+        self._there = False
+
+    async def _publish_all(self) -> None:
+        while self._bus.connected:
+            if not self._there and not await self._ensure():
+                continue
+            batch: list[Message] = []
+            parts = self._gather(batch)
+            if not batch:
+                self._look_idle()
+                return
+            try:
+                await self._durable.append_many(self.stream, batch)
+            except (BusUnavailable, asyncio.CancelledError) as error:
+                self._put_back(parts)
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                await asyncio.sleep(RETRY_DELAY)
+            except MessageTooLarge as error:
+                log.warning("the bus's limit shrank", reason=str(error))
+                self._put_back(parts)
+                self._drop_too_large()
+            except PublishFailed as failure:
+                log.warning("appending broke off", stream=self.stream.name, reason=str(failure))
+                self._go_back(parts, failure.confirmed)
+                self._there = False  # it may have been deleted
+                await asyncio.sleep(RETRY_DELAY)
+            else:
+                self._confirmed(parts)
+
+    async def _ensure(self) -> bool:
+        try:
+            await self._durable.ensure_stream(self.stream)
+        except BusUnavailable:
+            await asyncio.sleep(RETRY_DELAY)
+        except BusRefused as error:
+            log.error("a stream is not to be had; its events wait", stream=self.stream.name, reason=str(error))
+            await asyncio.sleep(REFUSED_DELAY)
+        else:
+            self._there = True
+        return self._there
+
+    def _go_back(self, parts: _Parts, confirmed: int) -> None:
+        """Count what is confirmed; everything from the first unconfirmed event on is sent again."""
+        for buffer, chunks in parts:
+            rest: list[Chunk] = []
+            for chunk in chunks:
+                total = len(chunk.messages)
+                sure = min(confirmed, total)
+                confirmed -= sure
+                if sure:
+                    self._meter.events_published(buffer.node, sure)
+                if sure == total:
+                    buffer.settle(chunk, confirmed=True)
+                    continue
+                buffer.settle_part(chunk, sure, confirmed=True)
+                rest.append(part_of(chunk, sure))
+            buffer.put_back(rest)
+
+
+def part_of(chunk: Chunk, first: int) -> Chunk:
+    """What is left of a chunk from its ``first``-th message on."""
+    if not first:
+        return chunk
+    left = chunk.messages[first:]
+    return Chunk(chunk.epoch, left, share_of(chunk, left), chunk.at, None, chunk.parcel, chunk.read)

@@ -1,0 +1,272 @@
+"""Events on disk: parcels of chunks in an SQLite file, written and read by a thread of its own.
+
+This room never decides what is spilled or dropped, and never lets the event loop wait for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from bridge.bus.base import Message
+from bridge.relay.chunks import RANKS, Chunk, Loss, count_of, identity_of, rank_of, share_of
+
+log = structlog.get_logger(__name__)
+
+_VERSION = 1
+# Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
+_STRIDE = 1 << 20
+_TABLE = """
+CREATE TABLE IF NOT EXISTS parcel (
+    node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
+    epoch TEXT NOT NULL, events INTEGER NOT NULL, size INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
+    start REAL NOT NULL, end REAL NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (number, rank)) WITHOUT ROWID
+"""
+_COLUMNS = "node, lane, number, rank, epoch, events, size, first, last, start, end"
+
+
+class Row(msgspec.Struct):
+    """One row: the events of one rank in a parcel; ``first`` and ``last`` are identities, the times Unix times."""
+
+    node: str
+    lane: str
+    number: int
+    rank: int
+    epoch: str
+    events: int
+    size: int
+    first: str
+    last: str
+    start: float
+    end: float
+
+
+class _Piece(msgspec.Struct, array_like=True):
+    """Part of a chunk: ``places`` says where its messages stood (empty: it is the whole chunk)."""
+
+    chunk: int
+    places: list[int]
+    epoch: str
+    size: int
+    at: float
+    holes: list[Loss] | None
+    messages: list[Message]
+    read: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[_Piece]).decode
+Stored = Callable[[Exception | None], None]
+Loaded = Callable[[list[Chunk], Exception | None], None]
+
+
+def rows_of(node: str, lane: str, number: int, chunks: list[Chunk], *, by_rank: bool) -> list[Row]:
+    """Describe a parcel of chunks of one epoch as the rows that it will be stored in."""
+    if not by_rank:
+        return [_row(node, lane, number, 0, chunks, chunks)]
+    rows = []
+    for rank in range(RANKS):
+        parts = [
+            Chunk(chunk.epoch, some, share_of(chunk, some), chunk.at)
+            for chunk in chunks
+            if (some := [message for message in chunk.messages if rank_of(message) == rank])
+        ]
+        if parts:
+            rows.append(_row(node, lane, number, rank, parts, chunks))
+    return rows
+
+
+def _row(node: str, lane: str, number: int, rank: int, parts: list[Chunk], chunks: list[Chunk]) -> Row:
+    return Row(
+        node, lane, number, rank, chunks[0].epoch, count_of(parts), sum([part.size for part in parts]),
+        identity_of(parts[0].messages[0]), identity_of(parts[-1].messages[-1]), chunks[0].at, chunks[-1].at,
+    )  # fmt: skip
+
+
+def _pieces(chunks: list[Chunk], rank: int | None) -> Iterator[_Piece]:
+    for index, chunk in enumerate(chunks):
+        if rank is None:
+            yield _Piece(index, [], chunk.epoch, chunk.size, chunk.at, chunk.holes, chunk.messages, chunk.read)
+            continue
+        places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
+        if places:
+            some = [chunk.messages[place] for place in places]
+            yield _Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, chunk.holes, some, chunk.read)
+
+
+def _merge(bodies: Iterable[bytes]) -> list[Chunk]:
+    """Put a parcel together again: the chunks in their order, each with the events that are left of it."""
+    pieces: dict[int, list[_Piece]] = {}
+    for body in bodies:
+        for piece in _decode(body):
+            pieces.setdefault(piece.chunk, []).append(piece)
+    chunks = []
+    for _, parts in sorted(pieces.items()):
+        one = parts[0]
+        messages = one.messages
+        if len(parts) > 1:
+            placed = [pair for part in parts for pair in zip(part.places, part.messages, strict=True)]
+            messages = [message for _, message in sorted(placed, key=lambda pair: pair[0])]
+        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, one.holes, 0, one.read))
+    return chunks
+
+
+class Spill:
+    """A file of parcels. ``open`` once, then everything is done in order by one thread.
+
+    Callbacks come on the event loop. ``failing`` is True while the last write failed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failing = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._file: sqlite3.Connection | None = None
+        self._next = _STRIDE
+
+    def open(self) -> list[Row]:
+        """Open the file, make it when it is absent, and return what is in it, oldest first. Raises ``OSError``.
+
+        A file that cannot be read is put aside: its name gets the ending ``.broken``.
+        """
+        self._loop = asyncio.get_running_loop()
+        try:
+            return self._thread.submit(self._open).result()
+        except sqlite3.DatabaseError as error:
+            log.error("the spill cannot be read and is put aside", path=str(self.path), reason=str(error))
+            try:
+                self.path.replace(self.path.with_name(self.path.name + ".broken"))
+                for ending in ("-wal", "-shm"):
+                    self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+                return self._thread.submit(self._open).result()
+            except sqlite3.Error as again:
+                raise OSError(f"{self.path}: {again}") from again
+
+    def number(self) -> int:
+        """The number of the next parcel; they grow over restarts, with room in front of each."""
+        number = self._next
+        self._next += _STRIDE
+        return number
+
+    def store(self, rows: list[Row], chunks: list[Chunk], done: Stored) -> None:
+        """Write a parcel; ``done`` gets None or what went wrong."""
+        by_rank = len(rows) > 1 or rows[0].rank > 0
+        self._submit(self._store, (rows, chunks, by_rank), lambda _, error: self._stored(done, error))
+
+    def load(self, number: int, done: Loaded) -> None:
+        """Read a parcel; ``done`` gets its chunks, or none and what went wrong."""
+        self._submit(self._load, (number,), lambda chunks, error: done(chunks or [], error))
+
+    def delete(self, number: int, rank: int | None = None) -> None:
+        """Forget a parcel, or only one rank of it."""
+        self._submit(self._delete, (number, rank), lambda _, error: self._told("delete", error))
+
+    async def close(self) -> None:
+        """Finish what is under way, then close the file; an empty one is removed."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(RuntimeError):
+            await loop.run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)
+        await asyncio.sleep(0)  # the callbacks of the last jobs
+
+    # --- on the loop -----------------------------------------------------------------------------------
+
+    def _submit(self, job: Callable[..., Any], arguments: tuple[Any, ...], done: Callable[[Any, Any], None]) -> None:
+        loop = self._loop
+        assert loop is not None, "open() first"
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = job(*arguments)
+            except Exception as caught:
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(done, result, error)
+
+        try:
+            self._thread.submit(work)
+        except RuntimeError as error:
+            loop.call_soon(done, None, error)
+
+    def _stored(self, done: Stored, error: Exception | None) -> None:
+        if error is not None and not self.failing:
+            log.error("events cannot be spilled to disk", path=str(self.path), reason=str(error))
+        self.failing = error is not None
+        done(error)
+
+    def _told(self, what: str, error: Exception | None) -> None:
+        if error is not None:
+            log.warning("the spill failed", what=what, reason=str(error))
+
+    # --- in the thread ---------------------------------------------------------------------------------
+
+    def _open(self) -> list[Row]:
+        file = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            file.execute("PRAGMA journal_mode=WAL")
+            file.execute("PRAGMA synchronous=NORMAL")
+            file.execute("PRAGMA journal_size_limit=4194304")
+            file.execute("PRAGMA cache_size=-1024")
+            version = file.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, _VERSION):
+                raise sqlite3.DatabaseError(f"version {version}, this one reads {_VERSION}")
+            file.execute(_TABLE)
+            file.execute(f"PRAGMA user_version={_VERSION}")
+            rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY number, rank")]
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        self._next = rows[-1].number + _STRIDE if rows else _STRIDE
+        return rows
+
+    def _store(self, rows: list[Row], chunks: list[Chunk], by_rank: bool) -> None:
+        assert self._file is not None
+        values = [
+            (*msgspec.structs.astuple(row), _encode(list(_pieces(chunks, row.rank if by_rank else None))))
+            for row in rows
+        ]
+        marks = ", ".join("?" * len(values[0]))
+        self._file.execute("BEGIN")
+        try:
+            self._file.executemany(f"INSERT INTO parcel VALUES ({marks})", values)
+            self._file.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._file.execute("ROLLBACK")
+            raise
+
+    def _load(self, number: int) -> list[Chunk]:
+        assert self._file is not None
+        bodies = self._file.execute("SELECT body FROM parcel WHERE number = ? ORDER BY rank", (number,))
+        return _merge(body for (body,) in bodies)
+
+    def _delete(self, number: int, rank: int | None) -> None:
+        assert self._file is not None
+        if rank is None:
+            self._file.execute("DELETE FROM parcel WHERE number = ?", (number,))
+        else:
+            self._file.execute("DELETE FROM parcel WHERE number = ? AND rank = ?", (number, rank))
+        if self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None:
+            self._file.execute("VACUUM")  # it is empty: the disk gets its room back
+            self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _close(self) -> None:
+        if self._file is None:
+            return
+        empty = self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None
+        self._file.close()
+        self._file = None
+        if empty:
+            self.path.unlink(missing_ok=True)
