@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.wire import Reply, command
@@ -21,6 +21,7 @@ _LANE_SIZE = 64  # open addresses of one connection before another is opened
 _MAX_LANES = 16
 _AHEAD = 8  # addresses waited on before they are given out: most requests then need no waking
 _BLOCK = 5.0  # s
+_BLOCK_PART = b"$%d\r\n%d\r\n" % (len(str(int(_BLOCK))), int(_BLOCK))
 
 
 class ReplySubscription:
@@ -45,15 +46,19 @@ class Lane:
         self._link = link
         self._writers = writers
         self._wake_key = f"{prefix}.wake".encode()
+        self._wake_part = b"$%d\r\n%b\r\n" % (len(self._wake_key), self._wake_key)
         self._issued = 0
-        self._given = 0  # given out and not yet closed
         self._handlers: dict[bytes, ReplyHandler] = {}
-        self._packed: dict[bytes, bytes] = {}
-        self._asked: frozenset[bytes] | None = None
+        # All keys that the next question names, encoded: those given out, and some that will be.
+        self._parts: dict[bytes, bytes] = {}
+        self._ahead = 0
+        self._unasked: set[bytes] = set()  # those of them that the question under way does not name
+        self._asking = False
         self._waking = False
         self._scheduled = False
         link.on_up = self._up
         link.on_down = self._down
+        self._look_ahead()
 
     @property
     def link(self) -> Link:
@@ -62,24 +67,25 @@ class Lane:
 
     @property
     def load(self) -> int:
-        """Addresses given out or waited on."""
-        return max(self._given, len(self._handlers))
+        """Addresses given out and not closed."""
+        return len(self._parts) - (self._ahead - self._issued)
 
     def new_address(self) -> str:
-        """A fresh address; it belongs to this lane."""
+        """A fresh address; it belongs to this lane until it is closed."""
         self._issued += 1
-        self._given += 1
+        self._look_ahead()
         return f"{self._prefix}.{self._issued}"
 
     def open(self, address: str, handler: ReplyHandler) -> None:
         """Wait on ``address`` too."""
         key = address.encode()
         self._handlers[key] = handler
-        self._packed[key] = b"$%d\r\n%b\r\n" % (len(key), key)
+        if key not in self._parts:
+            self._name(key)
         self._link.start()
-        if self._asked is None:
+        if not self._asking:
             self._soon()
-        elif key not in self._asked and not self._waking:
+        elif key in self._unasked and not self._waking:
             self._waking = True
             wake = command(b"RPUSH", self._wake_key, b"1") + command(b"PEXPIRE", self._wake_key, b"60000")
             self._writers.submit(Operation(wake, 2, ignore, key=self._wake_key))
@@ -87,17 +93,25 @@ class Lane:
     def close(self, address: str) -> None:
         """Wait on it no longer."""
         key = address.encode()
-        if self._handlers.pop(key, None) is not None:
-            del self._packed[key]
-            self._given = max(0, self._given - 1)
+        self._handlers.pop(key, None)
+        self._parts.pop(key, None)
+        self._unasked.discard(key)
+
+    def _look_ahead(self) -> None:
+        while self._ahead < self._issued + _AHEAD:
+            self._ahead += 1
+            self._name(f"{self._prefix}.{self._ahead}".encode())
+
+    def _name(self, key: bytes) -> None:
+        self._parts[key] = b"$%d\r\n%b\r\n" % (len(key), key)
+        self._unasked.add(key)
 
     def _up(self) -> None:
-        self._asked = None
+        self._asking = False
         self._ask()
 
     def _down(self, error: Exception) -> None:
-        self._asked = None
-        self._waking = False
+        self._asking = self._waking = False
 
     def _soon(self) -> None:
         """Ask at the end of this turn: what else opens or closes in it goes along."""
@@ -107,23 +121,17 @@ class Lane:
 
     def _ask(self) -> None:
         self._scheduled = False
-        if self._asked is not None or not self._link.connected or not self._handlers:
+        if self._asking or not self._link.connected or not self._handlers:
             return
-        keys = [*self._handlers, *self._upcoming()]
-        parts = [self._packed.get(key) or b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]
         # The wake key comes last: replies go first.
-        parts.append(b"$%d\r\n%b\r\n" % (len(self._wake_key), self._wake_key))
-        head = b"*%d\r\n$5\r\nBLPOP\r\n" % (len(parts) + 2)
-        asking = b"".join((head, *parts, b"$%d\r\n%d\r\n" % (len(str(int(_BLOCK))), int(_BLOCK))))
-        self._asked = frozenset(keys)
-        self._link.say(Operation(asking, 1, self._answered, patience=_BLOCK))
-
-    def _upcoming(self) -> Iterator[bytes]:
-        for number in range(self._issued + 1, self._issued + 1 + _AHEAD):
-            yield f"{self._prefix}.{number}".encode()
+        head = b"*%d\r\n$5\r\nBLPOP\r\n" % (len(self._parts) + 3)
+        question = b"".join((head, *self._parts.values(), self._wake_part, _BLOCK_PART))
+        self._unasked.clear()
+        self._asking = True
+        self._link.say(Operation(question, 1, self._answered, patience=_BLOCK))
 
     def _answered(self, replies: list[Reply], error: Exception | None) -> None:
-        self._asked = None
+        self._asking = False
         if error is not None:
             return
         answer = replies[0]
