@@ -1,20 +1,38 @@
 """The worker's HTTP side: /live, /ready, /metrics, /nodes and the web page.
 
-This room shows what it is given by callables; it never changes anything, and takes nothing from a request but its path.
+This room shows what it is given by callables; only the console changes anything, and it has a room of its own.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
+from bridge.ops.access import Access
+from bridge.ops.console import Console
+from bridge.ops.feed import Feed, as_json
 from bridge.ops.metrics import CONTENT_TYPE
-from bridge.ops.page import CONTENT_SECURITY_POLICY, PAGE
+from bridge.ops.page import CONTENT_SECURITY_POLICY, PAGE, STATIC
+from bridge.ops.tail import Tail
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# A console request is the largest thing that anybody sends us, in bytes.
+MAX_BODY = 65_536
+
+
+@dataclass(frozen=True)
+class PageSources:
+    """What the page shows beyond ``/nodes``: ``state`` for the feed, the counters in ``totals``, the ``tail``."""
+
+    state: Callable[[], Mapping[str, Any]] = dict
+    totals: Callable[[], Mapping[str, int]] = dict
+    tail: Tail = field(default_factory=Tail)
+    console: Console | None = None
+    access: Callable[[], Access] = Access
 
 
 class HttpServer:
@@ -32,12 +50,15 @@ class HttpServer:
         ready: Callable[[], tuple[bool, str]],
         nodes: Callable[[], Mapping[str, Any]],
         metrics: Callable[[], bytes],
+        page: PageSources | None = None,
     ) -> None:
         self._host = host
         self._port = port
         self._ready = ready
         self._nodes = nodes
         self._metrics = metrics
+        self._page = page or PageSources(state=nodes)
+        self._feed: Feed | None = None
         self._runner: web.AppRunner | None = None
 
     @property
@@ -54,7 +75,9 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listen; raises ``OSError`` when the address cannot be had."""
-        app = web.Application(middlewares=[_with_headers], client_max_size=4096)
+        page = self._page
+        feed = Feed(page.state, page.totals, page.tail, page.access)
+        app = web.Application(middlewares=[_with_headers], client_max_size=MAX_BODY)
         app.add_routes(
             [
                 web.get("/", self._show_page),
@@ -62,8 +85,13 @@ class HttpServer:
                 web.get("/ready", self._show_ready),
                 web.get("/metrics", self._show_metrics),
                 web.get("/nodes", self._show_nodes),
+                web.get("/static/{name}", self._show_static),
+                web.get("/feed", feed.show_state),
+                web.get("/tail", feed.show_tail),
             ]
         )
+        if page.console is not None:
+            app.add_routes([web.post("/console", page.console.take)])
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
         await runner.setup()
         try:
@@ -71,11 +99,14 @@ class HttpServer:
         except BaseException:
             await runner.cleanup()
             raise
-        self._runner = runner
+        feed.start()
+        self._runner, self._feed = runner, feed
 
     async def stop(self) -> None:
         """Stop listening; open requests get a second."""
         runner, self._runner = self._runner, None
+        if self._feed is not None:
+            await self._feed.close()
         if runner is not None:
             await runner.cleanup()
 
@@ -83,6 +114,12 @@ class HttpServer:
         return web.Response(
             text=PAGE, content_type="text/html", headers={"Content-Security-Policy": CONTENT_SECURITY_POLICY}
         )
+
+    async def _show_static(self, request: web.Request) -> web.Response:
+        found = STATIC.get(request.match_info["name"])
+        if found is None:
+            raise web.HTTPNotFound
+        return web.Response(body=found[1], content_type=found[0], charset="utf-8")
 
     async def _show_live(self, request: web.Request) -> web.Response:
         return web.Response(text="live\n")
@@ -96,13 +133,14 @@ class HttpServer:
         return web.Response(body=self._metrics(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _show_nodes(self, request: web.Request) -> web.Response:
-        text = json.dumps(self._nodes(), ensure_ascii=False, default=str)
-        return web.Response(text=text + "\n", content_type="application/json")
+        return web.Response(body=as_json(self._nodes()) + b"\n", content_type="application/json", charset="utf-8")
 
 
 @web.middleware
 async def _with_headers(request: web.Request, handler: Handler) -> web.StreamResponse:
     response = await handler(request)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
+    if not response.prepared:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Referrer-Policy"] = "no-referrer"
     return response

@@ -1,0 +1,139 @@
+"""What operators see and use of a worker: the page's state, its journal and tail, the console, redacted texts.
+
+This room only gathers what others know; the one thing that it can start is a request, through the bus like any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from bridge.bus.base import Bus
+from bridge.client import Bridge
+from bridge.config import HttpSettings, Settings
+from bridge.errors import BusUnavailable
+from bridge.messages.command import CommandReply, CommandRequest
+from bridge.messages.notice import AuditNotice
+from bridge.ops.access import Access
+from bridge.ops.console import Console
+from bridge.ops.http import HttpServer, PageSources
+from bridge.ops.journal import TEXT_LIMIT, Journal, command_text
+from bridge.ops.metrics import Metrics
+from bridge.ops.tail import Tail
+from bridge.redaction import Redactor
+from bridge.relay.exchange import Exchange
+
+# So many of the requests in hand are listed on the page, the oldest.
+SHOWN_IN_HAND = 20
+
+
+class Operations:
+    """One worker's. ``describe`` gives the map of ``/nodes``, ``in_hand`` the requests in hand, oldest first."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        bus: Bus,
+        metrics: Metrics,
+        describe: Callable[[], dict[str, Any]],
+        ready: Callable[[], tuple[bool, str]],
+        in_hand: Callable[[], Iterable[Exchange]],
+    ) -> None:
+        self.tail = Tail()
+        self.journal = Journal(Redactor(settings.secrets()))
+        self._settings = settings
+        self._bus = bus
+        self._metrics = metrics
+        self._describe = describe
+        self._ready = ready
+        self._in_hand = in_hand
+        self._client = Bridge.over(bus, codec=settings.bus.codec, queue=settings.commands.queue)
+
+    def follow(self, settings: Settings) -> None:
+        """Go on with other settings: token, console and the secrets to hide change at once."""
+        self._settings = settings
+        self.journal.redactor = Redactor(settings.secrets())
+
+    @property
+    def _http(self) -> HttpSettings:
+        return self._settings.http
+
+    def make_http(self) -> HttpServer | None:
+        """The HTTP side; None where it is off."""
+        listen = self._http.listen
+        if not listen:
+            return None
+        host, _, port = listen.rpartition(":")
+        host = host.strip("[]")
+
+        def access() -> Access:
+            return Access(self._http.token.get_secret_value(), host)
+
+        return HttpServer(
+            host,
+            int(port),
+            ready=self._ready,
+            nodes=self._describe,
+            metrics=self._metrics.render,
+            page=PageSources(
+                state=self.state,
+                totals=lambda: self._metrics.totals,
+                tail=self.tail,
+                console=Console(self._ask, lambda: self._http.console, access),
+                access=access,
+            ),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What the page shows: ``/nodes`` and what belongs to a person looking at it."""
+        ready, reason = self._ready()
+        now = time.monotonic()
+        hand = []
+        for exchange in self._in_hand():
+            hand.append(
+                {
+                    "command": self.journal.redactor.text(command_text(exchange.request)),
+                    "node": exchange.node or exchange.to,
+                    "ms": round((now - exchange.queued_at) * 1e3, 1),
+                }
+            )
+            if len(hand) >= SHOWN_IN_HAND:
+                break
+        return {
+            **self._describe(),
+            "ready": ready,
+            "not_ready": reason,
+            "gaps": self._metrics.gaps,
+            "journal": self.journal.describe(),
+            "in_hand": hand,
+            "console": self._http.console,
+            "tail_token": bool(self._http.token.get_secret_value()),
+        }
+
+    def audit(self, request: CommandRequest, reply: CommandReply) -> AuditNotice:
+        """The notice of a request and its outcome, without secrets."""
+        text = self.journal.redactor.text
+        return AuditNotice(
+            id=reply.id or request.id,
+            op=request.op,
+            command=text(request.command or f"{request.app or request.event} {request.arg}".strip()),
+            uuid=request.uuid,
+            to=request.to,
+            reply_to=request.reply_to,
+            status=reply.status,
+            executed=reply.executed,
+            error=text(reply.error or ""),
+            elapsed_ms=reply.elapsed_ms,
+        )
+
+    async def _ask(self, fields: Mapping[str, Any], timeout: float) -> CommandReply:
+        if not self._bus.connected:
+            raise BusUnavailable("the bus is not connected")
+        return await self._client.request(msgspec.convert(fields, dict[str, Any]), timeout=timeout)
+
+
+__all__ = ["TEXT_LIMIT", "Operations"]
