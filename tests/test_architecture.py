@@ -25,6 +25,8 @@ FLOORS = {
     "client": 3,
     "config": 3,
     "nodes": 4,
+    "wiring": 4,
+    "operations": 4,
     "worker": 5,
     "cli": 6,
 }
