@@ -49,7 +49,7 @@ docs: $(VENV)/.dev ## Write the generated parts of the reference anew
 	@$(BIN)/python docs/generate.py
 
 docs-site: $(VENV)/.docs ## Build the documentation as a site, in site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.docs: $(VENV)/.made pyproject.toml
 	@echo "Installing the documentation tools into $(VENV) ..."

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 import typer
+import yaml
 
 from bridge.cli import app, exits
 from bridge.config import describe_settings, load_settings
@@ -188,6 +189,30 @@ def test_every_page_stands_in_the_index_of_its_folder(folder: str) -> None:
     assert [name for name in sorted(others) if f"({name})" not in index] == []
 
 
+def test_every_page_stands_in_the_sites_navigation() -> None:
+    """What `make docs-site` would refuse, told without its tools."""
+
+    def named(part: Any) -> Iterator[str]:
+        if isinstance(part, str):
+            yield part
+        for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from named(inner)
+
+    nav = list(named(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]))
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "node_modules" not in page.parts}
+    assert sorted(nav) == sorted(pages), "add the page to nav in mkdocs.yml"
+
+
+def test_no_page_links_outside_of_the_site() -> None:
+    outside = [
+        f"{name_of(page)}: {link}"
+        for page in DOCS.rglob("*.md")
+        for link in _LINK.findall(re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL))
+        if "://" not in link and not (page.parent / link.partition("#")[0]).resolve().is_relative_to(DOCS)
+    ]
+    assert outside == []
+
+
 # --- examples ---------------------------------------------------------------------------------------------------------
 
 
@@ -197,7 +222,7 @@ def load(text: str, folder: Path) -> Any:
         sorted(set(re.findall(r"/run/secrets/[\w.-]+|/etc/esl-bridge/secrets/[\w.-]+", text)))
     ):
         secret = folder / f"secret{number}"
-        secret.write_text("s3cret")
+        secret.write_text("a-secret-of-some-length")
         text = text.replace(name, str(secret))
     file = folder / "bridge.toml"
     file.write_text(text, "utf-8")
@@ -269,17 +294,20 @@ def invocations() -> Iterator[tuple[Example, list[str]]]:
             prompt, space, text = line.partition(" ")
             if prompt not in ("$", "#") or not space:
                 continue
-            for part in re.split(r" && | \| |;", text):
-                words = shlex.split(part, comments=True)
-                while words and ("=" in words[0] or words[0] in ("sudo", "exec")):
-                    words.pop(0)
-                if words:
+            words: list[str] = []
+            for token in [*shlex.shlex(text, posix=True, punctuation_chars=True), ";"]:
+                if not set(token) <= set("();<>|&"):
+                    words.append(token)
+                elif words and token not in ("<", ">"):
                     yield example, words
+                    words = []
 
 
 def fault_of(words: list[str]) -> str:
     """What is wrong with an invocation of ours; empty when nothing is."""
-    program = words[0].rpartition("/")[2]
+    while words and ("=" in words[0] or words[0] in ("sudo", "exec", "do")):
+        words = words[1:]
+    program = words[0].rpartition("/")[2] if words else ""
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         return "" if len(words) == 1 or words[1] in targets else f"no target {words[1]}"
