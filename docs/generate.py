@@ -89,10 +89,9 @@ def prose(docstring: str | None) -> str:
 @block("settings")
 def settings() -> Iterator[str]:
     """Every setting, section by section, with its environment variable."""
-    models = {name: model_in(field.annotation) for name, field in fields_of(Settings).items()}
     rows: dict[str, list[tuple[str, ...]]] = {}
     for info in describe_settings():
-        section, _, key = info.key.partition(".")
+        section, _, key = info.key.rpartition(".")
         kind = info.type + (f", {info.unit}" if info.unit else "")
         rows.setdefault(section, []).append(
             (code(key), code(_variable(section, key, info.type)), kind, code(info.default), info.description)
@@ -100,7 +99,7 @@ def settings() -> Iterator[str]:
     for section, lines in rows.items():
         name = section.removesuffix("[]")
         title = f"[[{name}]]" if section.endswith("[]") else f"[{name}]"
-        about = prose(getattr(models.get(name), "__doc__", "")).partition(": ")[2]
+        about = prose(_model(name).__doc__).partition(": ")[2]
         yield f"## `{title}`"
         yield ""
         if about:
@@ -108,6 +107,13 @@ def settings() -> Iterator[str]:
             yield ""
         yield from table(("key", "environment", "type", "default", "meaning"), lines)
         yield ""
+
+
+def _model(table: str) -> Any:
+    found: Any = Settings
+    for step in table.split("."):
+        found = model_in(fields_of(found)[step].annotation)
+    return found
 
 
 def _variable(section: str, key: str, kind: str) -> str:
