@@ -320,7 +320,7 @@ class Bridge:
         values = {name: value for name, value in fields.items() if value is not None}
         values.setdefault("id", uuids.uuid4().hex)
         values.setdefault("timeout_ms", max(1, round(timeout * 1000)))
-        reply_to = values.get("reply_to") or self.bus.new_reply_address()
+        reply_to = values.get("reply_to") or self.bus.new_reply_address(queue or self._queue)
         if reply_to:
             values["reply_to"] = reply_to
         try:

@@ -33,7 +33,8 @@ def open_bus(
     """A bus for this URL, not connected yet. Raises ``ConfigError``; its text holds no secret.
 
     ``name`` is how the broker lists this client. ``token``, ``credentials_file``, ``nkey_file`` and ``service`` mean
-    something to NATS only; ``queue_type``, ``worker`` and ``claim_after`` (s) to Redis only (see ``RedisBus``).
+    something to NATS only; ``queue_type`` and ``worker`` to Redis only (see ``RedisBus``). After ``claim_after`` s of
+    silence entries of durable queues go to another worker.
     """
     scheme, found, _ = url.partition("://")
     if not found or scheme not in SCHEMES:
@@ -50,6 +51,7 @@ def open_bus(
             files=NatsFiles(credentials_file, nkey_file, tls_ca_file, tls_cert_file, tls_key_file),
             service=service,
             dead_letters=dead_letters,
+            claim_after=claim_after,
         )
     if scheme == "memory":
         from bridge.bus.memory import MemoryBus

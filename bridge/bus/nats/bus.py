@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, ServiceCard, Subscription
 from bridge.bus.nats.address import NatsAddress, NatsFiles
 from bridge.bus.nats.consumer import DEAD_LETTERS, QUEUE_GROUP, NatsConsumer
+from bridge.bus.nats.durable import DurableQueues, QueueNames
 from bridge.bus.nats.inbox import Inbox, is_no_responders
 from bridge.bus.nats.jetstream import JetStream, check_not_captured
 from bridge.bus.nats.keeper import LinkKeeper, Listener
@@ -60,6 +61,8 @@ class NatsBus(JetStream):
         files: NatsFiles | None = None,
         service: ServiceCard | None = None,
         dead_letters: str = DEAD_LETTERS,
+        claim_after: float = 30.0,
+        durable: QueueNames | None = None,
         inbox_prefix: str = "_INBOX",
         window: int = WINDOW,
         rng: random.Random | None = None,
@@ -81,6 +84,8 @@ class NatsBus(JetStream):
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
         self.storage = NatsStorage(keeper, inbox_prefix, lambda to, data: self.send(to, data, ""))
         self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
+        names = durable or QueueNames(dead=dead_letters)
+        self._durable = DurableQueues(keeper, inbox_prefix, self, names=names, claim_after=claim_after)
         self._held: deque[_Reply] = deque()
         self._held_bytes = 0
         self._leaving = False
@@ -116,11 +121,14 @@ class NatsBus(JetStream):
         """See ``Bus``."""
         with contextlib.suppress(BusUnavailable):
             if self.connected:
+                await self._durable.settle(CLOSE_TIMEOUT)
                 await self.flush(CLOSE_TIMEOUT)
+        self._durable.close()
         await self._keeper.stop()
 
     def _lost(self) -> None:
         self.storage.lost("the connection broke")
+        self._durable.lost("the connection broke")
         self.on_broken()
 
     def _confirm(self, number: int) -> None:
@@ -156,16 +164,32 @@ class NatsBus(JetStream):
         except TimeoutError:
             raise BusUnavailable(f"no confirmation within {timeout:g} s") from None
 
-    def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
-        """See ``Bus``."""
+    def send(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        reply: str = "",
+    ) -> None:
+        """See ``Bus``; ``reply`` is the message's own reply subject."""
         link = self._keeper.link
         if link is None:
             self._hold(address, payload, content_type, headers)
             return
-        link.wire.add(address, "", payload, content_type, headers)
+        link.wire.add(address, reply, payload, content_type, headers)
+        self.leave_soon()
+
+    def leave_soon(self) -> None:
+        """Write what was gathered at the end of this turn of the loop."""
         if not self._leaving:
             self._leaving = True
             asyncio.get_running_loop().call_soon(self._leave)
+
+    def check_size(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        """Raise ``MessageTooLarge`` for a reply that the server would refuse."""
+        if len(payload) + 1024 > self._max_payload:
+            render_one("_", "", payload, "application/msgpack", headers, self._max_payload)
 
     def _leave(self) -> None:
         """Write the replies of this loop turn at once."""
@@ -191,6 +215,7 @@ class NatsBus(JetStream):
         self._held.clear()
         self._held_bytes = 0
         link.write()
+        self._durable.up()
 
     # --- listening ---------------------------------------------------------------------------------
 
@@ -214,8 +239,14 @@ class NatsBus(JetStream):
     async def consume(
         self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
     ) -> Consumer:
-        """See ``Bus``. Raises ``BusRefused`` when a JetStream stream captures the queue's subject."""
+        """See ``Bus``. Raises ``BusRefused`` when a JetStream stream captures the queue's subject.
+
+        A durable queue (``esl.queue``, ``esl.queue.<node>``) is pulled from JetStream;
+        ``BusRefused`` where there is none.
+        """
         check_subject(queue)
+        if self._durable.covers(queue):
+            return await self._durable.consume(queue, handler, room)
 
         async def guard(link: NatsLink) -> None:
             await check_not_captured(link, queue)
@@ -237,19 +268,26 @@ class NatsBus(JetStream):
         reply_to: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> Subscription:
-        """See ``Bus``. ``reply_to`` is not needed here: the broker carries the reply subject."""
+        """See ``Bus``. ``reply_to`` is for durable queues: elsewhere the broker carries the reply subject."""
         if not reply_to:
             return await self._inbox.request(queue, payload, content_type, handler, dict(headers) if headers else None)
-        replies = await self.subscribe(reply_to, lambda received: handler(received.payload, received.content_type))
+        replies: Subscription
+        if self._inbox.owns(reply_to):
+            replies = await self._inbox.expect(reply_to, handler)
+        else:
+            replies = await self.subscribe(reply_to, lambda received: handler(received.payload, received.content_type))
         try:
-            link = self._keeper.current()
-            link.wire.add(queue, reply_to, payload, content_type, headers)
-            link.write()
+            if self._durable.covers(queue):
+                await self._durable.put(queue, payload, content_type, headers)
+            else:
+                link = self._keeper.current()
+                link.wire.add(queue, reply_to, payload, content_type, headers)
+                link.write()
         except BaseException:
             await replies.close()
             raise
         return replies
 
-    def new_reply_address(self) -> str:
-        """Empty: NATS carries the reply subject."""
-        return ""
+    def new_reply_address(self, queue: str = "") -> str:
+        """Empty, as NATS carries the reply subject; an inbox for durable queues, where it does not."""
+        return self._inbox.new_address() if self._durable.covers(queue) else ""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from bridge.bus.base import Delivery
+from bridge.bus.nats.entry import dead_letter
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
@@ -19,7 +20,6 @@ QUEUE_GROUP = "esl-bridge"
 DEAD_LETTERS = "esl.dead"
 LINGER = 0.25
 """Seconds after the server confirmed our UNSUB in which requests still arrive (seen under load)."""
-REASON_LENGTH = 256
 NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -68,15 +68,9 @@ class NatsDelivery:
 
     def reject(self, reason: str) -> None:
         """See ``Delivery``: the request as it came goes to the dead letter subject."""
-        reason = reason.encode("ascii", "replace").decode()[:REASON_LENGTH]
-        headers = {"Esl-Bridge-Reason": reason, "Esl-Bridge-Queue": self.queue}
-        payload = self.payload
-        room = self._outgoing.max_payload - 1024
-        if len(payload) > room:
-            payload = payload[:room]
-            headers["Esl-Bridge-Truncated"] = "true"
+        payload, headers = dead_letter(self.payload, reason, self.queue, 1, self._outgoing.max_payload)
         self._outgoing.send(self._outgoing.dead_letters, payload, self.headers.get("Content-Type", "")[:128], headers)
-        self._endpoint.finished(time.perf_counter_ns() - self._began, reason)
+        self._endpoint.finished(time.perf_counter_ns() - self._began, headers["Esl-Bridge-Reason"])
 
 
 class NatsConsumer:

@@ -65,6 +65,24 @@ class Inbox:
             link = self._keeper.current()
         return await self._send(link, subject, payload, content_type, handler, headers)
 
+    def new_address(self) -> str:
+        """A fresh reply subject below our own."""
+        self._count += 1
+        return f"{self._base}{self._count:x}"
+
+    def owns(self, address: str) -> bool:
+        """Whether ``new_address`` gave it."""
+        return address.startswith(self._base)
+
+    async def expect(self, address: str, handler: ReplyHandler) -> PendingRequest:
+        """Hand every reply to ``address``, one of our own, to ``handler``."""
+        if not self._added:
+            self._added = True
+            await self._keeper.add(self._listener)
+        token = address[len(self._base) :]
+        self._expected[token] = _Expected(handler)
+        return PendingRequest(self, token)
+
     async def _send(
         self,
         link: NatsLink,

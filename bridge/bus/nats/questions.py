@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
-from bridge.errors import BusUnavailable
+from bridge.errors import BusRefused, BusUnavailable
 
 
 class Questions:
@@ -27,7 +27,10 @@ class Questions:
     async def ask(
         self, subject: str, payload: bytes, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Incoming:
-        """The answer (a 503 of the server's where nobody listens). Raises ``BusUnavailable`` where none came."""
+        """The answer (a 503 of the server's where nobody listens). Raises ``BusUnavailable`` where none came.
+
+        Raises ``BusRefused`` where the server does not let us ask.
+        """
         if not self._added:
             self._added = True
             await self._keeper.add(self._listener)
@@ -44,6 +47,8 @@ class Questions:
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
+            if any(f'"{subject.lower()}"' in text.lower() for text in link.violations):
+                raise BusRefused(f"the server does not let us publish to {subject}") from None
             raise BusUnavailable(f"no answer to {subject} within {timeout:g} s") from None
         finally:
             self._open.pop(token, None)

@@ -1,0 +1,203 @@
+"""Durable queues on JetStream: a work-queue stream, and one pull consumer for each queue on it, shared by the workers.
+
+This room never takes an entry; what is there already, made by somebody else, it leaves as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from bridge.bus.base import Delivery
+from bridge.bus.nats.entry import InHand
+from bridge.bus.nats.inbox import is_no_responders
+from bridge.bus.nats.keeper import LinkKeeper
+from bridge.bus.nats.pulling import DurableConsumer
+from bridge.bus.nats.questions import Questions
+from bridge.bus.nats.reading import Incoming
+from bridge.errors import BusRefused, BusUnavailable, NoConsumer
+
+API: Final = "$JS.API."
+API_TIMEOUT: Final = 5.0
+MAX_PENDING: Final = 65_536
+DURABLE: Final = "esl-bridge"
+
+_NOT_FOUND, _IN_USE, _NO_CONSUMER = 10059, 10058, 10014
+
+
+class QueueNames(NamedTuple):
+    """The shared queue, its stream, and where dead letters are kept (stream and subject)."""
+
+    queue: str = "esl.queue"
+    stream: str = "ESL_QUEUE"
+    dead_stream: str = "ESL_DEAD"
+    dead: str = "esl.dead"
+
+
+class DurableQueues:
+    """The queue ``names.queue`` and those below it, one for each node, which are served strictly one by one.
+
+    What was delivered to a worker that does not renew it for ``claim_after`` s is delivered again.
+    """
+
+    def __init__(
+        self,
+        keeper: LinkKeeper,
+        inbox_prefix: str,
+        out: InHand,
+        *,
+        names: QueueNames | None = None,
+        claim_after: float = 30.0,
+        replicas: int = 1,
+    ) -> None:
+        self.names = names or QueueNames()
+        self._keeper = keeper
+        self._out = out
+        self._claim_after = claim_after
+        self._replicas = replicas
+        self._questions = Questions(keeper, inbox_prefix)
+        self._inbox_prefix = inbox_prefix
+        self._consumers: list[DurableConsumer] = []
+
+    def covers(self, queue: str) -> bool:
+        """Whether this is the name of a durable queue."""
+        return queue == self.names.queue or queue.startswith(self.names.queue + ".")
+
+    async def consume(
+        self, queue: str, handler: Callable[[Delivery], None], room: Callable[[], int] | None
+    ) -> DurableConsumer:
+        """See ``Bus.consume``. Raises ``BusRefused`` where there is no JetStream for us."""
+        if self._keeper.link is not None:
+            await self.make()
+        node = queue[len(self.names.queue) + 1 :]
+        name = f"{DURABLE}-{node}" if node else DURABLE
+        consumer = DurableConsumer(
+            queue,
+            handler,
+            room,
+            keeper=self._keeper,
+            out=self._out,
+            next_subject=f"{API}CONSUMER.MSG.NEXT.{self.names.stream}.{name}",
+            dead_letters=self.names.dead,
+            inbox_prefix=self._inbox_prefix,
+            strict=bool(node),
+            prepare=partial(self.make_consumer, name, queue, strict=bool(node)),
+        )
+        self._consumers.append(consumer)
+        await consumer.start()
+        return consumer
+
+    async def put(
+        self, queue: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Return when the entry is stored. Raises ``NoConsumer`` where no stream takes it, and as ``make``."""
+        lines = {**(headers or {}), **({"Content-Type": content_type} if content_type else {})}
+        answer = await self._questions.ask(queue, payload, API_TIMEOUT, lines or None)
+        if is_no_responders(answer):
+            raise NoConsumer(f"no stream takes {queue}: is commands.durable set at a worker?")
+        error = decode(answer).get("error")
+        if error is not None:
+            raise BusRefused(f"{queue}: {error.get('description')}")
+
+    async def make(self) -> None:
+        """Have both streams. Raises ``BusUnavailable`` and ``BusRefused``."""
+        names = self.names
+        subjects = [names.queue, names.queue + ".>"]
+        # Full is told to the caller: nothing that was confirmed is ever pushed out.
+        await self._make_stream(names.stream, subjects, retention="workqueue", discard="new")
+        with contextlib.suppress(BusRefused):  # where another stream has them already, that is as good
+            await self._make_stream(names.dead_stream, [names.dead], retention="limits", discard="old", max_msgs=10_000)
+
+    async def _make_stream(self, name: str, subjects: list[str], **limits: object) -> None:
+        answer = await self.api(f"STREAM.INFO.{name}")
+        if answer.get("error", {}).get("err_code") == _NOT_FOUND:
+            config = {
+                "name": name,
+                "subjects": subjects,
+                "storage": "file",
+                "num_replicas": self._replicas,
+                "max_consumers": -1,
+                "max_msgs": -1,
+                "max_bytes": -1,
+                "max_age": 0,
+                **limits,
+            }
+            answer = await self.api(f"STREAM.CREATE.{name}", config)
+        check(answer, f"stream {name}", (_IN_USE,))
+
+    async def make_consumer(self, name: str, queue: str, *, strict: bool) -> float:
+        """Have a consumer on the queue; returns its own ``ack_wait`` in s. Raises as ``make``."""
+        stream = self.names.stream
+        answer = await self.api(f"CONSUMER.INFO.{stream}.{name}")
+        if answer.get("error", {}).get("err_code") in (_NO_CONSUMER, _NOT_FOUND):
+            await self.make()
+            config = {
+                "durable_name": name,
+                "deliver_policy": "all",
+                "ack_policy": "explicit",
+                "ack_wait": round(self._claim_after * 1e9),
+                "max_deliver": -1,
+                "filter_subject": queue,
+                "replay_policy": "instant",
+                # One at a time and in order, over changes of the worker too.
+                "max_ack_pending": 1 if strict else MAX_PENDING,
+            }
+            asked = {"stream_name": stream, "config": config}
+            answer = await self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", asked)
+        check(answer, f"consumer {name} of stream {stream}")
+        return float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
+
+    async def api(self, verb: str, asked: object = None) -> dict[str, Any]:
+        """Ask JetStream. Raises ``BusUnavailable``, and ``BusRefused`` where there is none."""
+        payload = msgspec.json.encode(asked) if asked is not None else b""
+        answer = await self._questions.ask(API + verb, payload, API_TIMEOUT)
+        if is_no_responders(answer):
+            raise BusRefused("this NATS has no JetStream, which durable queues need")
+        return decode(answer)
+
+    def up(self) -> None:
+        """A link is there."""
+        for consumer in self._consumers:
+            consumer.up()
+
+    def lost(self, reason: str) -> None:
+        """The link broke."""
+        self._questions.lost(reason)
+        for consumer in self._consumers:
+            consumer.lost()
+
+    async def settle(self, timeout: float) -> None:
+        """Wait until the replies that were written are certain, at most ``timeout`` s."""
+        proving = [task for consumer in self._consumers if (task := consumer.proving) is not None]
+        if proving:
+            await asyncio.wait(proving, timeout=timeout)
+
+    def close(self) -> None:
+        """End all work: what is in hand will be claimed by others."""
+        for consumer in self._consumers:
+            consumer.close()
+
+
+def check(answer: Mapping[str, Any], what: str, fine: tuple[int, ...] = ()) -> None:
+    """Raise ``BusUnavailable`` or ``BusRefused`` for an error in an answer of JetStream's."""
+    error = answer.get("error")
+    if error is None or error.get("err_code") in fine:
+        return
+    text = f"{what}: {error.get('description')}"
+    if error.get("code") in (408, 500, 503) and error.get("err_code") not in (10039, 10076):
+        raise BusUnavailable(text)
+    raise BusRefused(text)
+
+
+def decode(message: Incoming) -> dict[str, Any]:
+    """An answer of JetStream's as a map; empty where it is none."""
+    try:
+        value = msgspec.json.decode(message.data or b"{}")
+    except msgspec.DecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
