@@ -229,21 +229,6 @@ class EventBuffer:
         self.reservoir.leave(self)
         return dropped
 
-    def discard(self) -> int:
-        """Forget what waits, untold: another worker publishes it; returns how many events that were."""
-        dropped = self.events
-        for queue in (self._head, self._tail):
-            self._grow(-count_of(queue), -sum([chunk.size for chunk in queue]))
-            for chunk in queue:
-                if chunk.parcel and self.backlog is not None:
-                    self.backlog.settled(chunk.parcel)
-            queue.clear()
-        self._tail_bytes = 0
-        while self.backlog and self.backlog.parcels[0].droppable:
-            self.backlog.drop(0, 0.0)
-        self._open, self._trailing, self.losses = [], [], []
-        return dropped
-
     # --- for the reservoir -----------------------------------------------------------------------------
 
     @property
