@@ -29,6 +29,8 @@ BATCH_SIZE = 1024 * 1024
 LEAST_SHARE = 64 * 1024
 # How often an outlet looks after what nobody told it, in seconds.
 WATCH_INTERVAL = 1.0
+# How soon confirmations are looked for when nothing more is written, in seconds.
+SETTLE_DELAY = 0.02
 # How long a stream that takes nothing is left alone, in seconds.
 RETRY_DELAY = 0.2
 REFUSED_DELAY = 5.0
@@ -159,12 +161,15 @@ class TopicOutlet(Outlet):
         super().__init__(bus, meter, "topics")
         self._notices = notices
         self._written: deque[tuple[int, _Parts]] = deque()
+        self._look: asyncio.TimerHandle | None = None
         bus.on_broken = self._broken
 
     async def stop(self) -> None:
         """See ``Outlet``."""
         await super().stop()
         self._settle()
+        if self._look is not None:
+            self._look.cancel()
 
     async def _publish_all(self) -> None:
         self._settle()
@@ -197,6 +202,8 @@ class TopicOutlet(Outlet):
                 return
             self._written.append((number, parts))
             self._settle()
+            if self._written and self._look is None:
+                self._look = asyncio.get_running_loop().call_later(SETTLE_DELAY, self._look_again)
 
     def _drop_too_large(self) -> None:
         super()._drop_too_large()
@@ -240,6 +247,13 @@ class TopicOutlet(Outlet):
     def _doubt(self, buffer: EventBuffer, chunk: Chunk, count: int, now: float) -> None:
         self._meter.events_dropped(buffer.node, "bus", count)
         buffer.lose(Loss(chunk.epoch, "bus", chunk.at, now, buffer.last_confirmed, count=count, exact=False))
+
+    def _look_again(self) -> None:
+        """Confirmations come by themselves: when nothing more is written, they are looked for."""
+        self._look = None
+        self._settle()
+        if self._written:
+            self._look = asyncio.get_running_loop().call_later(SETTLE_DELAY, self._look_again)
 
     def _settle(self) -> None:
         confirmed = self._bus.confirmed
