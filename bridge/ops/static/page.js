@@ -24,6 +24,7 @@ function make(tag, options = {}, ...children) {
 function fill(id, rows, empty) {
   const table = by(id), body = table.tBodies[0];
   const labels = [...table.tHead.rows[0].cells].map(cell => cell.textContent);
+  table.classList.toggle('idle', !rows.length);
   if (!rows.length) {
     const cell = make('td', { class: 'none', colspan: labels.length }, empty);
     body.replaceChildren(make('tr', {}, cell));
@@ -41,7 +42,8 @@ function fill(id, rows, empty) {
       if (cell.dataset.key === key) return;
       cell.dataset.key = key;
       const numeric = table.tHead.rows[0].cells[column].className;
-      cell.className = [numeric, kind, shown ? '' : 'empty'].filter(Boolean).join(' ');
+      const long = column === 0 || code || shown.length > 10 || reason;
+      cell.className = [numeric, kind, shown ? '' : 'empty', long ? 'long' : ''].filter(Boolean).join(' ');
       const inner = make('div', {}, code ? make('code', {}, shown) : shown);
       if (reason) inner.append(make('span', { class: 'reason' }, reason));
       cell.replaceChildren(inner);
