@@ -5,15 +5,21 @@ This room makes and holds; it connects nothing and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import structlog
+
 from bridge.bus.base import Bus
 from bridge.config import NodeSettings, Settings
+from bridge.errors import ConfigError
 from bridge.esl.url import EslUrl
 from bridge.fleet.directory import Directory
+from bridge.messages.fleet import NodeOrder
 from bridge.ops.tail import Tail, TappedHandler
 from bridge.relay.call_table import CallTable
 from bridge.relay.events import SERVING, EventMeter, NodeRelay
@@ -28,6 +34,8 @@ from bridge.switch.deadlines import Deadlines
 from bridge.switch.event_link import EventLink
 from bridge.switch.node import NodeChange, NodeLoad
 from bridge.switch.own_commands import OwnCommands
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +164,48 @@ class NodeMaker:
             tls=tls,
         )
         return Node(node.name, url, tuple(node.tags), relay, link, pool, feed)
+
+
+class NodeOrders:
+    """The nodes that the bus adds, followed: ``add`` and ``remove`` are called one after another."""
+
+    def __init__(
+        self, nodes: Nodes, add: Callable[[NodeSettings], None], remove: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._nodes = nodes
+        self._add = add
+        self._remove = remove
+        self._orders: Mapping[str, NodeOrder] = {}
+        self._added: dict[str, NodeOrder] = {}
+        self._news = asyncio.Event()
+
+    def take(self, orders: Mapping[str, NodeOrder]) -> None:
+        """The bus knows these nodes now."""
+        self._orders = orders
+        self._news.set()
+
+    async def follow(self) -> None:
+        """Do as the bus says, until cancelled. Nodes of the configuration are not touched."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            # Taken out of service is not another node.
+            wanted = {name: msgspec.structs.replace(it, drain=False) for name, it in self._orders.items() if it.url}
+            for name in [name for name, order in self._added.items() if wanted.get(name) != order]:
+                log.info("node removed", node=name)
+                del self._added[name]
+                await self._remove(name)
+            for name, order in wanted.items():
+                if self._nodes.get(name) is not None:
+                    continue
+                try:
+                    told = {"name": name, "url": order.url, "tags": list(order.tags), "pin": order.pin}
+                    self._add(NodeSettings.model_validate(told))
+                except (ValueError, ConfigError) as error:
+                    log.error("a node on the bus cannot be used", node=name, reason=str(error))
+                    continue
+                self._added[name] = order
+                log.info("node added", node=name)
 
 
 class Nodes:

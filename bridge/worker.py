@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 import msgspec
@@ -16,30 +17,27 @@ import bridge
 from bridge.bus.base import Bus, BusState, Consumer, ServiceCard
 from bridge.bus.open import open_bus
 from bridge.config import NodeSettings, Settings
-from bridge.errors import BridgeError, BusError, BusUnavailable
+from bridge.config.events import event_routes
+from bridge.crew.crew import Crew, CrewSettings, Means
+from bridge.errors import BridgeError, BusError, BusUnavailable, ConfigError
 from bridge.fleet.identity import Identity, take_identity
 from bridge.messages.command import CommandReply, CommandRequest
-from bridge.messages.notice import AuditNotice, LateNotice, WorkerNotice
-from bridge.messages.topics import NATS_REPLY_ADDRESSES, REDIS_REPLY_ADDRESSES
-from bridge.nodes import Node, Nodes
-from bridge.ops.http import HttpServer
+from bridge.messages.notice import LateNotice, WorkerNotice
+from bridge.nodes import NodeMaker, NodeOrders, Nodes
+from bridge.operations import Operations
 from bridge.ops.metrics import Metrics
-from bridge.relay.buffer import BufferLimits
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
-from bridge.relay.events import NodeRelay
 from bridge.relay.ledger import MemoryLedger
 from bridge.relay.notices import NoticeBoard
-from bridge.relay.policy import DEFAULT_DENY, Policy
 from bridge.relay.publisher import Publisher
+from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.routes import RouteSettings
-from bridge.relay.settings import CommandHooks, CommandSettings
-from bridge.relay.verbs import DEFAULT_BACKGROUND, DEFAULT_SAFE
-from bridge.switch.command_pool import CommandPool
+from bridge.relay.settings import CommandHooks
+from bridge.relay.spill import Spill
 from bridge.switch.deadlines import Deadlines
-from bridge.switch.event_link import EventLink
 from bridge.switch.node import NodeChange, NodeState
-from bridge.switch.own_commands import OwnCommands
+from bridge.wiring import command_policy, command_settings
 
 log = structlog.get_logger(__name__)
 
@@ -61,25 +59,54 @@ class Worker:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failed: asyncio.Future[BridgeError] = asyncio.get_running_loop().create_future()
-        self.identity: Identity = take_identity(settings.worker.id, settings.worker.state_dir)
+        self.identity: Identity = take_identity(
+            settings.worker.id, settings.worker.state_dir, durable=settings.events.durable
+        )
         self.id = self.identity.id
         self.metrics = Metrics()
         self.bus = self._open_bus()
         self.nodes = Nodes()
         self.notices = NoticeBoard(worker=self.id, instance=self.identity.instance, codec=settings.bus.codec)
-        self.publisher = Publisher(self.bus, self.notices, self.metrics)
+        self.routes = self._make_routes()
+        self.publisher = Publisher(self.bus, self.notices, self.metrics, self._make_reservoir())
         self.calls = CallTable()
         self.deadlines = Deadlines()
         self.ledger = MemoryLedger(settings.commands.dedup_window)
+        self.crew = self._make_crew()
+        self.nodes.directory = self.crew.directory
+        self.operations = Operations(
+            settings,
+            bus=self.bus,
+            metrics=self.metrics,
+            describe=self.describe,
+            ready=lambda: self.ready,
+            in_hand=lambda: self.commands.in_hand,
+        )
         self.commands = self._make_commands()
+        self.maker = NodeMaker(
+            settings,
+            bus=self.bus,
+            publisher=self.publisher,
+            notices=self.notices,
+            meter=self.metrics,
+            routes=self.routes,
+            worker=self.id,
+            calls=self.calls,
+            deadlines=self.deadlines,
+            folder=self.identity.state_dir,
+            on_change=self._node_changed,
+            tail=self.operations.tail,
+        )
         for node in settings.nodes:
-            self.nodes.add(self._make_node(node))
-        self.http = self._make_http()
+            self._add_node(node)
+        self.publisher.adopt(self.routes)
+        self.http = self.operations.make_http()
         self._consumers: list[Consumer] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
         self._stopping = False
         self._was_ready = False
+        self._was_settled = False
 
     # --- life ---------------------------------------------------------------------------------------
 
@@ -90,9 +117,11 @@ class Worker:
         self.bus.on_state = self._bus_changed
         self.publisher.start()
         self.bus.start()
-        for node in self.nodes:
-            node.link.start()
+        orders = NodeOrders(self.nodes, self._add_node, self._remove_node)
+        self.crew.on_orders = orders.take
+        self.crew.start()
         self._tasks = [
+            asyncio.create_task(orders.follow(), name="orders"),
             asyncio.create_task(self._take_requests(), name="requests"),
             asyncio.create_task(self._read_gauges(), name="gauges"),
         ]
@@ -120,8 +149,8 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         grace = min(QUEUE_GRACE, self.settings.worker.drain_timeout)
         await asyncio.gather(*(consumer.drain(grace) for consumer in self._consumers), return_exceptions=True)
-        await self.commands.drain(max(0.0, deadline - loop.time()))
-        await asyncio.gather(*(node.link.stop() for node in self.nodes))
+        left_time = max(0.0, deadline - loop.time())
+        await asyncio.gather(self.crew.leave(left_time), self.commands.drain(left_time))
         self.notices.tell(WorkerNotice(state="left", nodes=list(self.nodes.names())))
         left = await self.publisher.stop(max(LAST_FLUSH, deadline - loop.time()))
         await asyncio.gather(*(node.pool.close("the worker ends") for node in self.nodes))
@@ -146,6 +175,9 @@ class Worker:
             return False, "the bus is not connected"
         if not self._consumers:
             return False, "requests are not taken yet"
+        self._was_settled = self._was_settled or self.crew.settled
+        if not self._was_settled:
+            return False, "the nodes are not divided among the workers yet"
         self._was_ready = self._was_ready or bool(self.nodes.serving())
         if not self._was_ready:
             return False, "no node has been reached yet"
@@ -162,7 +194,12 @@ class Worker:
             "in_flight": self.commands.in_flight,
             "buffer": {"events": self.publisher.events, "bytes": self.publisher.size},
             "totals": self.metrics.totals,
-            "nodes": [node.describe(now, self.id) for node in self.nodes],
+            "nodes": [
+                node.describe(now, self.crew.owner(node.name))
+                | {"role": self.crew.role(node.name), "state": self.nodes.state(node.name)}
+                for node in self.nodes
+            ],
+            "fleet": self.crew.describe(),
         }
 
     # --- wiring -------------------------------------------------------------------------------------
@@ -179,123 +216,109 @@ class Worker:
         card = ServiceCard(
             version=bridge.__version__,
             description="FreeSWITCH commands through the bus",
-            metadata={"worker": self.id, "nodes": ",".join(node.name for node in settings.nodes)},
+            metadata={
+                "worker": self.id,
+                "instance": self.identity.instance,
+                "started": f"{time.time():.3f}",
+                "tags": ",".join(settings.fleet.tags),
+                "nodes": ",".join(node.name for node in settings.nodes),
+            },
             endpoint_metadata={"ops": "api,bgapi,execute,hangup,sendmsg,sendevent", "codecs": "json,msgpack"},
         )
         url = settings.bus.url.get_secret_value()
         return open_bus(url, name=f"esl-bridge {self.id}", service=card, **options)
 
     def _make_commands(self) -> CommandRelay:
-        commands, esl, policy = self.settings.commands, self.settings.esl, self.settings.policy
-        redis = self.settings.bus.url.scheme not in ("nats", "tls", "memory")
-        addresses = commands.reply_to or (REDIS_REPLY_ADDRESSES if redis else NATS_REPLY_ADDRESSES)
         return CommandRelay(
             self.bus,
             self.nodes,
-            settings=CommandSettings(
-                queues=(commands.queue,),
-                reply_to=tuple(addresses),
-                reply_to_glob=redis,
-                reply_prefix="esl.reply." if redis else "",
-                max_in_flight=commands.max_in_flight,
-                max_in_flight_node=commands.max_in_flight_node,
-                max_timeout=commands.max_timeout,
-                job_timeout=commands.job_timeout,
-                connect_timeout=esl.esl_connect_timeout / 1000,
-                command_timeout=esl.esl_cmd_timeout / 1000,
-                scatter_limit=commands.scatter_limit,
-                background=tuple(commands.background) if commands.background is not None else DEFAULT_BACKGROUND,
-                safe=tuple(commands.safe) if commands.safe is not None else DEFAULT_SAFE,
-                rates=policy.rates,
-            ),
+            settings=command_settings(self.settings),
             worker=self.id,
             ledger=self.ledger,
-            policy=Policy(policy.allow, DEFAULT_DENY if policy.deny is None else policy.deny),
+            policy=command_policy(self.settings),
             deadlines=self.deadlines,
             calls=self.calls,
+            directory=self.crew.calls,
             hooks=CommandHooks(
                 on_reply=self.metrics.command_done,
                 on_late=self._reply_came_late,
                 on_denied=self._denied,
                 on_room=self._resume,
-                audit=self._audit if policy.audit else None,
+                audit=self._audit,
             ),
         )
 
-    def _make_node(self, node: NodeSettings) -> Node:
-        settings = self.settings
-        own = OwnCommands() if node.suppress_own_api else None
-        tls = node.tls_context()
-        url = node.esl_url
-        connect_timeout = settings.esl.esl_connect_timeout / 1000
-        command_timeout = settings.esl.esl_cmd_timeout / 1000
-        events = settings.events
-        relay = NodeRelay(
-            node.name,
-            bus=self.bus,
-            publisher=self.publisher,
+    def _make_routes(self) -> list[RouteSettings]:
+        bus = self.settings.bus
+        routes = event_routes(self.settings.events, bus_codec=bus.codec, scheme=bus.url.scheme)
+        return msgspec.convert(routes, list[RouteSettings])
+
+    def _make_reservoir(self) -> Reservoir:
+        events = self.settings.events
+        limits = BufferLimits(
+            events=events.buffer_events,
+            size=events.buffer_bytes,
+            age=events.buffer_age,
+            disk=events.buffer_disk,
+            durable_age=events.durable_age,
+            drop=events.buffer_drop,
+        )
+        reservoir = Reservoir(limits, Spill(self.identity.state_dir / f"{self.id}.spill"))
+        try:
+            reservoir.open()
+        except OSError as error:
+            if events.durable:
+                raise ConfigError([("worker.state_dir", f"events cannot be spilled: {error}")]) from None
+            log.warning("events cannot be spilled to disk", reason=str(error))
+            return Reservoir(msgspec.structs.replace(limits, disk=0))
+        return reservoir
+
+    def _make_crew(self) -> Crew:
+        fleet, commands = self.settings.fleet, self.settings.commands
+
+        async def consume(node: str) -> Consumer:
+            return await self.bus.consume(f"{commands.queue}.{node}", self.commands.accept, room=self.commands.room)
+
+        async def flush(timeout: float) -> None:
+            self.publisher.wake()
+            await asyncio.sleep(0)
+            await self.bus.flush(timeout)
+            self.publisher.wake()
+            await asyncio.sleep(0.005)  # what is confirmed is booked
+
+        return Crew(
+            self.bus,
+            id=self.id,
+            instance=self.identity.instance,
+            settings=CrewSettings(
+                fleet.lease_time, fleet.standby, fleet.weight, tuple(fleet.tags), self.settings.worker.drain_timeout
+            ),
             notices=self.notices,
-            meter=self.metrics,
-            route=RouteSettings(
-                topic=events.topic,
-                codec=events.codec or settings.bus.codec,
-                envelope=events.envelope,
-                unique_keys=events.unique_keys,
-            ),
-            limits=BufferLimits(events=events.buffer_events, size=events.buffer_bytes, age=events.buffer_age),
-            worker=self.id,
-            watchers=self.calls.watchers(node.name),
+            means=Means(self.calls, consume, lambda node: self.commands.in_line(node), flush),
+            describe=lambda: {"version": bridge.__version__, "in_flight": self.commands.in_flight},
+            fail=lambda error: None if self.failed.done() else self.failed.set_result(error),
         )
-        relay.on_change = self._node_changed
-        pool = CommandPool(
-            node.name,
-            url,
-            connect_timeout=connect_timeout,
-            command_timeout=command_timeout,
-            deadlines=self.deadlines,
-            polling_interval=settings.esl.esl_cmd_polling_itv / 1_000_000,
-            max_connections=node.max_connections,
-            max_pipelined=node.max_pipelined,
-            max_waiting=settings.commands.max_in_flight,
-            idle_timeout=node.idle_timeout,
-            own_commands=own,
-            tls=tls,
-        )
-        link = EventLink(
-            node.name,
-            url,
-            relay,
-            format=node.format,
-            subscribe=node.subscribe if node.subscribe is not None else events.subscribe,
-            filters=node.filters,
-            log_level=node.log_level,
-            heartbeat_interval=settings.esl.event_heartbeat_interval,
-            connect_timeout=connect_timeout,
-            command_timeout=command_timeout,
-            own_commands=own,
-            tls=tls,
-        )
-        return Node(node.name, url, tuple(node.tags), relay, link, pool)
 
-    def _make_http(self) -> HttpServer | None:
-        listen = self.settings.http.listen
-        if not listen:
-            return None
-        host, _, port = listen.rpartition(":")
-        return HttpServer(
-            host.strip("[]"),
-            int(port),
-            ready=lambda: self.ready,
-            nodes=self.describe,
-            metrics=self.metrics.render,
-        )
+    def _add_node(self, settings: NodeSettings) -> None:
+        node = self.maker.make(settings)
+        self.nodes.add(node)
+        self.crew.employ(node.name, node.url.redacted, node.tags, settings.pin, node.feed, node.link, node.pool)
+
+    async def _remove_node(self, name: str) -> None:
+        node = self.nodes.remove(name)
+        await self.crew.remove(name)
+        if node is not None:
+            await node.pool.close("the node was removed")
+            node.relay.close()
+        self.calls.forget_node(name)
+        self.metrics.forget_node(name)
 
     # --- what happens -------------------------------------------------------------------------------
 
     async def _take_requests(self) -> None:
         """Consume the queues as soon as the bus is there; what the broker refuses for good ends the worker."""
         queue = self.settings.commands.queue
-        names = [queue, *(f"{queue}.{name}" for name in self.nodes.names())]
+        names = [queue]  # a node's own queue is taken by its owner (crew/steward.py)
         await self._connected.wait()
         while True:
             try:
@@ -342,8 +365,9 @@ class Worker:
                 pool.node_up(change.core_uuid)
 
     def _resume(self) -> None:
-        for consumer in self._consumers:
-            consumer.resume()
+        for consumer in (*self._consumers, *(one.consumer for one in self.crew.stewards.values())):
+            if consumer is not None:
+                consumer.resume()
 
     def _reply_came_late(self, reply: dict[str, Any]) -> None:
         self.metrics.late_reply()
@@ -353,18 +377,6 @@ class Worker:
         log.warning("command denied", op=op, reason=reason)
 
     def _audit(self, request: CommandRequest, reply: CommandReply) -> None:
-        self.notices.tell(
-            AuditNotice(
-                id=reply.id or request.id,
-                op=request.op,
-                command=request.command or request.app or request.event,
-                uuid=request.uuid,
-                to=request.to,
-                reply_to=request.reply_to,
-                status=reply.status,
-                executed=reply.executed,
-                error=reply.error,
-                elapsed_ms=reply.elapsed_ms,
-            ),
-            node=reply.node,
-        )
+        self.operations.journal.note(request, reply)
+        if self.settings.policy.audit:
+            self.notices.tell(self.operations.audit(request, reply), node=reply.node)

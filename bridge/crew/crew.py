@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ from bridge.switch.event_link import EventLink
 log = structlog.get_logger(__name__)
 
 BEST_EFFORT = "this bus keeps nothing: nodes are held by roll call, failover is best effort"
+ALONE_AFTER = 1.0
+"""Seconds without a bus after which a worker that has just started links to every node, to keep what they say."""
 WORD_PAUSE = 0.05
 """Seconds within which several changes are one word to the others."""
 
@@ -240,7 +243,12 @@ class Crew:
             self._fail(error)
 
     async def _listen(self) -> None:
-        while not self._bus.connected:  # noqa: ASYNC110 - the worker's own handler has the bus's state
+        started = time.monotonic()
+        while not self._bus.connected:
+            if time.monotonic() - started > ALONE_AFTER:
+                # Nobody can be asked: what the nodes say is kept until the bus is there.
+                for steward in self.stewards.values():
+                    steward.warm()
             await asyncio.sleep(0.02)
         while True:
             try:

@@ -111,6 +111,10 @@ class CommandRelay:
         if self.room():
             self._loop.call_soon(self._hooks.on_room)
 
+    def in_line(self, node: str) -> int:
+        """Requests of the node's own queue that have no outcome yet."""
+        return sum([exchange.queue_node == node for exchange in self._in_hand])
+
     def room(self) -> int:
         """How many more requests may be taken; ``CommandHooks.on_room`` tells when this is no longer 0."""
         return 0 if self._draining else max(0, self._limit - len(self._in_hand))
