@@ -7,6 +7,7 @@ however many look.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
@@ -63,10 +64,11 @@ class Feed:
             self._render()
         try:
             response = await _begin(request)
-            while not self._closing.is_set():
-                await response.write(b"data: " + self._payload + b"\n\n")
-                async with self._tick:
-                    await self._tick.wait()
+            with contextlib.suppress(ConnectionResetError):
+                while not self._closing.is_set():
+                    await response.write(b"data: " + self._payload + b"\n\n")
+                    async with self._tick:
+                        await self._tick.wait()
             return response
         finally:
             self._watchers -= 1
@@ -85,14 +87,15 @@ class Feed:
             return web.Response(status=503, text="too many are looking\n")
         try:
             response = await _begin(request)
-            await response.write(b": listening\n\n")
-            while not self._closing.is_set():
-                lines, skipped = await self._unless_closing(viewer.next(KEEP_ALIVE))
-                if lines or skipped:
-                    await response.write(b"data: " + as_json({"lines": lines, "skipped": skipped}) + b"\n\n")
-                    await self._unless_closing(asyncio.sleep(TAIL_INTERVAL, ([], 0)))
-                else:
-                    await response.write(b": still here\n\n")
+            with contextlib.suppress(ConnectionResetError):
+                await response.write(b": listening\n\n")
+                while not self._closing.is_set():
+                    lines, skipped = await self._unless_closing(viewer.next(KEEP_ALIVE))
+                    if lines or skipped:
+                        await response.write(b"data: " + as_json({"lines": lines, "skipped": skipped}) + b"\n\n")
+                        await self._unless_closing(asyncio.sleep(TAIL_INTERVAL, ([], 0)))
+                    else:
+                        await response.write(b": still here\n\n")
             return response
         finally:
             self._tail.close(viewer)

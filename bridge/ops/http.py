@@ -92,7 +92,14 @@ class HttpServer:
         )
         if page.console is not None:
             app.add_routes([web.post("/console", page.console.take)])
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            # Whoever goes away is noticed at once, not at the next write to him.
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,
+        )
         await runner.setup()
         try:
             await web.TCPSite(runner, self._host or None, self._port).start()

@@ -112,7 +112,7 @@ class Tab:
         """Wait until an expression in the page is true, and return its value."""
         try:
             async with asyncio.timeout(patience):
-                while not (value := await self.eval(script)):
+                while not (value := await self.eval(script)):  # noqa: ASYNC110 - it is another process's state
                     await asyncio.sleep(0.05)
         except TimeoutError:
             text = await self.eval("document.body.innerText")
@@ -131,8 +131,7 @@ class Tab:
     async def screenshot(self, path: Path, *, whole: bool = True) -> bytes:
         told = await self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         image = base64.b64decode(told["data"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image)
+        path.write_bytes(image)  # noqa: ASYNC240 - a test may wait
         return image
 
     async def close(self) -> None:
@@ -236,7 +235,7 @@ class Stage:
         self._stack.push_async_callback(self.worker.stop)
         self.client = await self._stack.enter_async_context(Bridge(broker.url))
         async with asyncio.timeout(PATIENCE):
-            while not (self.worker.ready[0] and len(self.worker.nodes.serving()) == switches):
+            while not (self.worker.ready[0] and len(self.worker.nodes.serving()) == switches):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert self.worker.http is not None
         self.url = self.worker.http.url
@@ -252,4 +251,6 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Where screenshots go: ``ESL_BRIDGE_TEST_PICTURES`` keeps them."""
-    return Path(os.environ.get("ESL_BRIDGE_TEST_PICTURES") or tmp_path / "pictures")
+    folder = Path(os.environ.get("ESL_BRIDGE_TEST_PICTURES") or tmp_path / "pictures")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

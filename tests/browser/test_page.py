@@ -144,7 +144,8 @@ async def test_it_can_be_read_on_any_screen(stage: Stage, tab: Tab, pictures: Pa
 # Texts whose contrast with their background is below 4.5:1, the limit of WCAG 2 AA.
 CONTRAST = """(() => {
   const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
   const behind = element => {
     for (let one = element; one; one = one.parentElement) {
