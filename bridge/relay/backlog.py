@@ -76,10 +76,10 @@ class Backlog:
         for number, parts in sorted(found.items(), reverse=True):
             one = parts[0]
             events, size = sum([row.events for row in parts]), sum([row.size for row in parts])
-            self.parcels.appendleft(
-                Parcel(number, one.epoch, parts, one.start, one.end, one.first, None, [], size, events, adopted=True,
-                       stored=True)
-            )  # fmt: skip
+            holes = one.holes
+            parcel = Parcel(number, one.epoch, parts, one.start, one.end, one.first, None, holes, size, events)
+            parcel.adopted = parcel.stored = True
+            self.parcels.appendleft(parcel)
             self.events += events
             self.stored += size
 
@@ -113,12 +113,13 @@ class Backlog:
         self.events += events
         self.stored += size
         self._hold(size)
-        # A restart finds the losses with the first of the chunks; this run has them with the parcel.
-        kept = [*chunks]
+        self._spill.store(rows, [*chunks], lambda error: self._written(parcel, error))
         if holes:
-            one = chunks[0]
-            kept[0] = Chunk(one.epoch, one.messages, one.size, one.at, [*holes], 0, one.read)
-        self._spill.store(rows, kept, lambda error: self._written(parcel, error))
+            self._spill.note(number, holes)
+        for chunk in chunks:
+            if chunk.parcel:  # it was here before, taken and put back
+                self.settled(chunk.parcel)
+                chunk.parcel = 0
         return parcel
 
     def _written(self, parcel: Parcel, error: Exception | None) -> None:
@@ -151,8 +152,7 @@ class Backlog:
             self._delete(parcel)
         self.stored -= parcel.size
         if chunks:
-            holes = [*parcel.holes] if not parcel.adopted else [*(chunks[0].holes or ()), *parcel.holes]
-            chunks[0].holes = holes or None
+            chunks[0].holes = parcel.holes or None
         if self.parcels and self.parcels[0].chunks is None:
             self._load(self.parcels[0])
         return chunks
@@ -196,8 +196,8 @@ class Backlog:
         loss = Loss(parcel.epoch, "buffer", parcel.start, now, count=parcel.events)
         return loss, parcel.holes
 
-    def drop_rank(self, rank: int, now: float) -> tuple[int, int, Loss | None]:
-        """Drop the events of a rank from the oldest parcel that has them: ``(parcel, events, loss)``, 0 for none."""
+    def drop_rank(self, rank: int, now: float) -> tuple[int, int, list[Loss]]:
+        """Drop the events of a rank from the oldest parcel that has them: ``(parcel, events, losses)``, 0 for none."""
         for index, parcel in enumerate(self.parcels):
             if not parcel.droppable or parcel.chunks is not None:
                 continue
@@ -212,13 +212,17 @@ class Backlog:
                 self.stored -= row.size
                 self._spill.delete(parcel.number, rank)
                 if not parcel.rows:
-                    for hole in parcel.holes:
-                        add_loss([loss], hole)
                     del self.parcels[index]
-                    return index, row.events, loss
-                add_loss(parcel.holes, loss)
-                return index, row.events, None
-        return 0, 0, None
+                    return index, row.events, [*parcel.holes, loss]
+                self.put_hole(index, loss)
+                return index, row.events, []
+        return 0, 0, []
+
+    def put_hole(self, index: int, loss: Loss) -> None:
+        """Put a loss in front of a parcel."""
+        parcel = self.parcels[index]
+        add_loss(parcel.holes, loss)
+        self._spill.note(parcel.number, parcel.holes)
 
     def discard(self) -> None:
         """Forget everything, also what is in flight."""

@@ -85,6 +85,11 @@ class EventBuffer:
             self.last_confirmed = before or self.last_confirmed
             self.confirmed_read = chunk.read - 1
         size = chunk.size
+        if self._tail and not self.backlog:
+            # What lay between them was dropped.
+            self._head.extend(self._tail)
+            self._tail.clear()
+            self._tail_bytes = 0
         if self.backlog:
             self._tail.append(chunk)
             self._tail_bytes += size
@@ -298,8 +303,8 @@ class EventBuffer:
         """Drop the oldest events of a rank that are on disk; returns how many."""
         if self.backlog is None:
             return 0
-        index, count, loss = self.backlog.drop_rank(rank, now)
-        if loss is not None:
+        index, count, losses = self.backlog.drop_rank(rank, now)
+        for loss in losses:
             self._put_hole(index, loss)
         return count
 
@@ -316,7 +321,7 @@ class EventBuffer:
         if parcel == 0 and not self._head:
             self.lose(loss)
         elif backlog is not None and parcel < len(backlog.parcels):
-            add_loss(backlog.parcels[parcel].holes, loss)
+            backlog.put_hole(parcel, loss)
         else:
             self._put_before(self._tail, loss)
 

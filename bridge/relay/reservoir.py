@@ -103,6 +103,8 @@ class Reservoir:
     def _give_up(self, buffer: EventBuffer, rows: list[Row]) -> None:
         assert self._spill is not None or not rows
         for row in rows:
+            for loss in row.holes:
+                add_loss(buffer.losses, loss)
             add_loss(buffer.losses, Loss(row.epoch, "buffer", row.start, row.end, after=row.last, count=row.events))
             self.on_drop(buffer.node, "buffer", row.events)
         for number in {row.number for row in rows}:

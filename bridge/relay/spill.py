@@ -31,11 +31,15 @@ CREATE TABLE IF NOT EXISTS parcel (
     start REAL NOT NULL, end REAL NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (number, rank)) WITHOUT ROWID
 """
+_HOLES = "CREATE TABLE IF NOT EXISTS hole (number INTEGER PRIMARY KEY, losses BLOB NOT NULL)"
 _COLUMNS = "node, lane, number, rank, epoch, events, size, first, last, start, end"
 
 
 class Row(msgspec.Struct):
-    """One row: the events of one rank in a parcel; ``first`` and ``last`` are identities, the times Unix times."""
+    """One row: the events of one rank in a parcel; ``first`` and ``last`` are identities, the times Unix times.
+
+    ``holes`` are the losses in front of the parcel (with its first row).
+    """
 
     node: str
     lane: str
@@ -48,6 +52,7 @@ class Row(msgspec.Struct):
     last: str
     start: float
     end: float
+    holes: list[Loss] = []
 
 
 class _Piece(msgspec.Struct, array_like=True):
@@ -58,13 +63,13 @@ class _Piece(msgspec.Struct, array_like=True):
     epoch: str
     size: int
     at: float
-    holes: list[Loss] | None
     messages: list[Message]
     read: int
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[_Piece]).decode
+_decode_holes = msgspec.msgpack.Decoder(list[Loss]).decode
 Stored = Callable[[Exception | None], None]
 Loaded = Callable[[list[Chunk], Exception | None], None]
 
@@ -95,12 +100,12 @@ def _row(node: str, lane: str, number: int, rank: int, parts: list[Chunk], chunk
 def _pieces(chunks: list[Chunk], rank: int | None) -> Iterator[_Piece]:
     for index, chunk in enumerate(chunks):
         if rank is None:
-            yield _Piece(index, [], chunk.epoch, chunk.size, chunk.at, chunk.holes, chunk.messages, chunk.read)
+            yield _Piece(index, [], chunk.epoch, chunk.size, chunk.at, chunk.messages, chunk.read)
             continue
         places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
         if places:
             some = [chunk.messages[place] for place in places]
-            yield _Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, chunk.holes, some, chunk.read)
+            yield _Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read)
 
 
 def _merge(bodies: Iterable[bytes]) -> list[Chunk]:
@@ -116,7 +121,7 @@ def _merge(bodies: Iterable[bytes]) -> list[Chunk]:
         if len(parts) > 1:
             placed = [pair for part in parts for pair in zip(part.places, part.messages, strict=True)]
             messages = [message for _, message in sorted(placed, key=lambda pair: pair[0])]
-        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, one.holes, 0, one.read))
+        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, None, 0, one.read))
     return chunks
 
 
@@ -162,6 +167,10 @@ class Spill:
         """Write a parcel; ``done`` gets None or what went wrong."""
         by_rank = len(rows) > 1 or rows[0].rank > 0
         self._submit(self._store, (rows, chunks, by_rank), lambda _, error: self._stored(done, error))
+
+    def note(self, number: int, holes: list[Loss]) -> None:
+        """Keep the losses in front of a parcel."""
+        self._submit(self._note, (number, _encode(holes)), lambda _, error: self._told("note", error))
 
     def load(self, number: int, done: Loaded) -> None:
         """Read a parcel; ``done`` gets its chunks, or none and what went wrong."""
@@ -222,8 +231,12 @@ class Spill:
             if version not in (0, _VERSION):
                 raise sqlite3.DatabaseError(f"version {version}, this one reads {_VERSION}")
             file.execute(_TABLE)
+            file.execute(_HOLES)
             file.execute(f"PRAGMA user_version={_VERSION}")
             rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY number, rank")]
+            holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
+            for row in rows:
+                row.holes = holes.pop(row.number, [])
         except BaseException:
             file.close()
             raise
@@ -234,7 +247,7 @@ class Spill:
     def _store(self, rows: list[Row], chunks: list[Chunk], by_rank: bool) -> None:
         assert self._file is not None
         values = [
-            (*msgspec.structs.astuple(row), _encode(list(_pieces(chunks, row.rank if by_rank else None))))
+            (*msgspec.structs.astuple(row)[:-1], _encode(list(_pieces(chunks, row.rank if by_rank else None))))
             for row in rows
         ]
         marks = ", ".join("?" * len(values[0]))
@@ -247,6 +260,10 @@ class Spill:
                 self._file.execute("ROLLBACK")
             raise
 
+    def _note(self, number: int, losses: bytes) -> None:
+        assert self._file is not None
+        self._file.execute("REPLACE INTO hole VALUES (?, ?)", (number, losses))
+
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
         bodies = self._file.execute("SELECT body FROM parcel WHERE number = ? ORDER BY rank", (number,))
@@ -258,6 +275,9 @@ class Spill:
             self._file.execute("DELETE FROM parcel WHERE number = ?", (number,))
         else:
             self._file.execute("DELETE FROM parcel WHERE number = ? AND rank = ?", (number, rank))
+            if self._file.execute("SELECT 1 FROM parcel WHERE number = ?", (number,)).fetchone() is not None:
+                return
+        self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
         if self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None:
             self._file.execute("VACUUM")  # it is empty: the disk gets its room back
             self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
