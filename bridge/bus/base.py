@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from bridge.bus.records import Records
 from bridge.bus.storage import Storage
 
 
@@ -162,6 +163,10 @@ class Bus(Protocol):
     @property
     def storage(self) -> Storage:
         """What the broker keeps for the fleet; ``Storage.open`` raises ``BusRefused`` where it keeps nothing."""
+
+    @property
+    def records(self) -> Records:
+        """What the broker keeps for the ledger; ``Records.open`` raises ``BusRefused`` where it keeps nothing."""
 
     @property
     def roll_call(self) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer
@@ -54,6 +55,7 @@ class MemoryBroker:
         self.dead: list[tuple[str, bytes, str]] = []
         """``(queue, payload, reason)`` of each rejected request."""
         self.buses: list[MemoryBus] = []
+        self.records = RecordShelf()
         self.shelf = MemoryShelf()
 
     def stop(self) -> None:
@@ -152,6 +154,7 @@ class MemoryBus:
         self.connected = False
         self.roll_call = ""
         self.storage = MemoryStorage(self, self.broker.shelf, lambda to, data: self.broker.publish(Received(to, data)))
+        self.records = MemoryRecords(self, self.broker.records)
         self._published = 0
         self._held: deque[Received] = deque(maxlen=HELD_REPLIES)
 

@@ -16,7 +16,9 @@ from bridge.bus.nats.inbox import Inbox, is_no_responders
 from bridge.bus.nats.jetstream import JetStream, check_not_captured
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming
+from bridge.bus.nats.records import NatsRecords
 from bridge.bus.nats.render import check_subject, message_size, render_one
 from bridge.bus.nats.service import Endpoint, NatsService
 from bridge.bus.nats.storage import NatsStorage
@@ -83,6 +85,7 @@ class NatsBus(JetStream):
         self._inbox = Inbox(keeper, inbox_prefix)
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
         self.storage = NatsStorage(keeper, inbox_prefix, lambda to, data: self.send(to, data, ""))
+        self.records = NatsRecords(keeper, Questions(keeper, inbox_prefix), inbox_prefix, self.leave_soon)
         self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
         names = durable or QueueNames(dead=dead_letters)
         self._durable = DurableQueues(keeper, inbox_prefix, self, names=names, claim_after=claim_after)
@@ -128,6 +131,7 @@ class NatsBus(JetStream):
 
     def _lost(self) -> None:
         self.storage.lost("the connection broke")
+        self.records.lost("the connection broke")
         self._durable.lost("the connection broke")
         self.on_broken()
 

@@ -23,6 +23,7 @@ from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.list_queue import ListQueue
 from bridge.bus.redis.publish import MAX_PAYLOAD, Publisher, StreamAppender
 from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.records import RedisRecords
 from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
 from bridge.bus.redis.storage import RedisStorage
@@ -106,6 +107,7 @@ class RedisBus:
             self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=lambda text: self.on_problem(text)
         )
         self.storage = RedisStorage(self._writers)
+        self.records = RedisRecords(self._writers)
         self.roll_call = ""
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
