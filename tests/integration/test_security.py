@@ -77,7 +77,13 @@ async def next_event(bridge: Bridge, name: str, *, patience: float = 20.0) -> di
 
 async def test_the_documented_rights_are_enough(locked: Locked) -> None:
     switch = await locked.house.switch(calls_per_second=20.0)
-    worker = await locked.house.worker(switch, bus={"url": locked.url("esl-bridge")}, policy={"audit": True})
+    worker = await locked.house.worker(
+        switch,
+        bus={"url": locked.url("esl-bridge")},
+        policy={"audit": True},
+        events={"delivery": "both"},
+        commands={"durable": locked.broker.kind == "nats"},
+    )
     service, watcher = await locked.client("service"), await locked.client("watcher")
     notices: list[Notice] = []
     await service.notices(notices.append, "audit")
