@@ -136,6 +136,10 @@ class Crew:
             steward.storage = self._bus.storage
             self._fleet.add(steward.name, pin, steward)
 
+    def retag(self, name: str, tags: tuple[str, ...]) -> None:
+        """A node has other tags."""
+        self.stewards[name].retag(tags)
+
     async def remove(self, name: str) -> None:
         """Care for a node no longer."""
         steward = self.stewards.pop(name)

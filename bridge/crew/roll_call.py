@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Mapping
 
 import structlog
@@ -16,7 +15,7 @@ import structlog
 from bridge.bus.base import Bus
 from bridge.crew.steward import NodeSteward
 from bridge.errors import BusError, NoConsumer
-from bridge.messages.fleet import NodeEntry, WorkerEntry
+from bridge.messages.fleet import NodeEntry, WorkerEntry, read_card
 
 log = structlog.get_logger(__name__)
 
@@ -114,18 +113,3 @@ class RollCall:
                 log.warning("node left to another worker", node=name, worker=self.owner(name))
                 await steward.give(1.0)
                 await steward.cool()
-
-
-def read_card(card: Mapping[str, object]) -> WorkerEntry | None:
-    """A worker by its service card, None where it is no worker of ours."""
-    metadata = card.get("metadata")
-    if not isinstance(metadata, dict) or not metadata.get("worker"):
-        return None
-    return WorkerEntry(
-        id=str(metadata["worker"]),
-        instance=str(metadata.get("instance", "")),
-        started=float(metadata.get("started", time.time())),
-        version=str(card.get("version", "")),
-        tags=tuple(str(metadata.get("tags", "")).split(",")) if metadata.get("tags") else (),
-        knows=tuple(str(metadata.get("nodes", "")).split(",")) if metadata.get("nodes") else (),
-    )

@@ -107,6 +107,11 @@ class NodeSteward:
         """Whether the node's own queue is taken."""
         return self._consume is None or self.consumer is not None
 
+    def retag(self, tags: tuple[str, ...]) -> None:
+        """Tell other tags from now on."""
+        self._tags = tags
+        self.on_change()
+
     def warm(self) -> None:
         """See ``Hands``."""
         if not self._warm:

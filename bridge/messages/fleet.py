@@ -188,3 +188,18 @@ def _describe_node(one: NodeEntry) -> dict[str, Any]:
         "in_flight": one.in_flight,
         "events": one.events,
     }
+
+
+def read_card(card: Mapping[str, object]) -> WorkerEntry | None:
+    """A worker by its service card, None where it is no worker of ours."""
+    metadata = card.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("worker"):
+        return None
+    return WorkerEntry(
+        id=str(metadata["worker"]),
+        instance=str(metadata.get("instance", "")),
+        started=float(metadata.get("started", 0.0)),
+        version=str(card.get("version", "")),
+        tags=tuple(str(metadata.get("tags", "")).split(",")) if metadata.get("tags") else (),
+        knows=tuple(str(metadata.get("nodes", "")).split(",")) if metadata.get("nodes") else (),
+    )

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from bridge.bus.base import Bus, Received, Subscription
 from bridge.bus.open import open_bus
+from bridge.client.fleet import read_fleet
 from bridge.errors import (
     BridgeError,
     Busy,
@@ -223,6 +224,20 @@ class Bridge:
             handler(decode_notice(message.payload))
 
         return await self.bus.subscribe(f"fs.bridge.{kind}", decode)
+
+    # --- the fleet --------------------------------------------------------------------------------
+
+    async def fleet(self) -> dict[str, Any]:
+        """The workers and nodes of this bus: ``{"workers": [...], "nodes": [...]}``, as ``/nodes`` shows them.
+
+        On a bus that keeps nothing (plain nats-server) workers are asked by roll call and nodes have no state.
+        """
+        return await read_fleet(self.bus)
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        """The nodes of the fleet: name, state, owner, standby, sessions, calls, lag, ..."""
+        found: list[dict[str, Any]] = (await self.fleet())["nodes"]
+        return found
 
     # --- commands ---------------------------------------------------------------------------------
 
