@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "deploy" / "README.md", *sorted(DOCS.rglob("*.md"))]
 REFERENCE = DOCS / "reference"
+ROOMS = {path.name for path in (ROOT / "bridge").iterdir() if path.is_dir()}
 
 
 def name_of(path: Path) -> str:
@@ -211,6 +212,15 @@ def test_no_page_links_outside_of_the_site() -> None:
         if "://" not in link and not (page.parent / link.partition("#")[0]).resolve().is_relative_to(DOCS)
     ]
     assert outside == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "decisions"], ids=name_of)
+def test_rooms_and_files_that_a_page_names_exist(page: Path) -> None:
+    """Decisions may speak of what was; other pages of what is."""
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", page.read_text("utf-8"))
+    ours = [name for name in named if name.split("/")[0] in ROOMS | {"bridge", "deploy", "docs", "tests"}]
+    missing = [name for name in ours if not (ROOT / name).exists() and not (ROOT / "bridge" / name).exists()]
+    assert missing == []
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import subprocess
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -20,6 +21,7 @@ from bridge.config import load_settings
 from bridge.errors import BridgeError, CommandError, Denied
 from bridge.messages.notice import Notice
 from bridge.simulator import User
+from tests.conftest import unavailable
 from tests.integration.conftest import House, until
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "security.md"
@@ -192,3 +194,48 @@ async def until_not(ask: Any) -> None:
     async with asyncio.timeout(20):
         while await ask():  # noqa: ASYNC110 - the server does not tell
             await asyncio.sleep(0.01)
+
+
+def openssl(*arguments: str) -> None:
+    try:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        unavailable("no openssl to make certificates")
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, and a certificate of it for the server and one for the bridge."""
+    folder = tmp_path_factory.mktemp("papers")
+    pair = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    made = ("-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.pem")
+    openssl("req", "-x509", *pair, "-days", "2", "-subj", "/CN=ca", *made)
+    names = folder / "names"
+    names.write_text("subjectAltName=IP:127.0.0.1\n")
+    signed = ("-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key", "-CAcreateserial", "-extfile", str(names))
+    for name in ("server", "bridge"):
+        asked = f"{folder}/{name}.csr"
+        openssl("req", "-new", *pair, "-subj", f"/CN={name}", "-keyout", f"{folder}/{name}.key", "-out", asked)
+        openssl("x509", "-req", "-in", asked, "-days", "2", *signed, "-out", f"{folder}/{name}.pem")
+    return folder
+
+
+async def test_both_sides_of_the_bus_show_their_certificates(papers: Path, tmp_path: Path) -> None:
+    """As ``bus.tls_ca``, ``tls_cert`` and ``tls_key`` say; a client without one of that CA is turned away."""
+    config = f"""tls {{
+      cert_file: "{papers}/server.pem", key_file: "{papers}/server.key", ca_file: "{papers}/ca.pem", verify: true
+    }}"""
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("nats", config=config))
+        house = House(broker, tmp_path, stack)
+        url = broker.url.replace("nats://", "tls://")
+        files = {"tls_ca": f"{papers}/ca.pem", "tls_cert": f"{papers}/bridge.pem", "tls_key": f"{papers}/bridge.key"}
+        switch = await house.switch()
+        worker = await house.worker(switch, bus={"url": url, **files})
+        named = worker.settings.bus.options()
+        client = await stack.enter_async_context(Bridge(url, **named))
+        assert (await client.api("echo secret", timeout=10)).result == "secret"
+        without = {name: value for name, value in named.items() if name == "tls_ca_file"}
+        with pytest.raises(BridgeError):
+            async with Bridge(url, connect_timeout=5, **without):
+                pass
