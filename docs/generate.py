@@ -300,7 +300,7 @@ def commands() -> Iterator[str]:
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
         arguments = [one for one in command.params if one.opts and not one.opts[0].startswith("-")]
-        usage = "".join(f" {one.metavar}" if one.required else f" [{one.metavar}]" for one in arguments)
+        usage = "".join(f" {_metavar(one)}" if one.required else f" [{_metavar(one)}]" for one in arguments)
         yield f"## `esl-bridge {name}{usage}`"
         yield ""
         text, _, examples = re.sub(r"\[/?(?:bold|dim)\]", "", command.help).partition("\bExamples\n")
@@ -317,16 +317,20 @@ def commands() -> Iterator[str]:
             yield ""
 
 
+def _metavar(option: Any) -> str:
+    if option.metavar or getattr(option, "is_flag", False):
+        return option.metavar or ""
+    choices = option.type_descriptor.annotation
+    return "|".join(get_args(choices)) if get_origin(choices) is Literal else str(option.name).upper()
+
+
 def _option(option: Any) -> tuple[str, str, str]:
     names = [name for name in option.opts if name.startswith("-")]
-    choices = option.type_descriptor.annotation
-    metavar = option.metavar or ("|".join(get_args(choices)) if get_origin(choices) is Literal else "")
-    if not metavar and not getattr(option, "is_flag", False):
-        metavar = option.name.upper()
+    metavar = _metavar(option)
     default = option.show_default if isinstance(option.show_default, str) else option.default
     shown = "" if default is None or default is False or default == [] else str(default)
     if not names:
-        return code(option.metavar), code(shown), option.help
+        return code(metavar), code(shown), option.help
     return code(f"{', '.join(names)} {metavar}".strip()), code(shown), option.help or ""
 
 
