@@ -321,7 +321,7 @@ def _metavar(option: Any) -> str:
     if option.metavar or getattr(option, "is_flag", False):
         return option.metavar or ""
     choices = option.type_descriptor.annotation
-    return "|".join(get_args(choices)) if get_origin(choices) is Literal else str(option.name).upper()
+    return "/".join(get_args(choices)) if get_origin(choices) is Literal else str(option.name).upper()
 
 
 def _option(option: Any) -> tuple[str, str, str]:
