@@ -218,6 +218,12 @@ class NodeRelay:
             )
             self._notices.tell(notice, node=self.node)
 
+    def reroute(self, routes: Sequence[RouteSettings]) -> None:
+        """Publish by other routes, in a new epoch: numbers begin anew. What waits already leaves as it is."""
+        self._settings = tuple(routes)
+        self._lanes_of = [self._open_lanes(route) for route in self._settings]
+        self._begin_epoch(time.time())
+
     def close(self) -> None:
         """Forget the node (its buffers must be empty or given up)."""
         for lane in self._lanes:

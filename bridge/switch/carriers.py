@@ -55,10 +55,10 @@ class Carriers:
         self.unwanted: EslError | None = None
         """Set when the pool is closed."""
         self._pool = pool
-        self._connect_timeout = connect_timeout
-        self._idle_timeout = idle_timeout
-        self._max_connections = max_connections
-        self._max_pipelined = max_pipelined
+        self.connect_timeout = connect_timeout
+        self.idle_timeout = idle_timeout
+        self.max_connections = max_connections
+        self.max_pipelined = max_pipelined
         self._backoff = backoff
         self._tls = tls
         self._wanted: set[Need] = set()
@@ -72,7 +72,7 @@ class Carriers:
     def choose(self, need: Need, now: float) -> Carrier | None:
         """The least loaded connection that can answer soon; None when there is none."""
         best = None
-        least = self._max_pipelined
+        least = self.max_pipelined
         plain = need is _NOTHING
         for carrier in self.ready:
             due = carrier.unanswered
@@ -89,8 +89,8 @@ class Carriers:
         due = carrier.unanswered
         if (
             due > 1
-            and len(self.ready) < self._max_connections
-            and (due * 4 > self._max_pipelined or now - carrier.progress_at > _SLOW_AFTER)
+            and len(self.ready) < self.max_connections
+            and (due * 4 > self.max_pipelined or now - carrier.progress_at > _SLOW_AFTER)
         ):
             self.grow(now)
 
@@ -139,9 +139,9 @@ class Carriers:
         if now < self.retry_at:
             self._wake_later()
             return
-        if len(self.ready) >= self._max_connections:
+        if len(self.ready) >= self.max_connections:
             self._park(now)
-        if len(self.ready) < self._max_connections:
+        if len(self.ready) < self.max_connections:
             name = f"esl-command-{self._pool.node}"
             self.connecting = asyncio.get_running_loop().create_task(self._connect(), name=name)
 
@@ -150,7 +150,7 @@ class Carriers:
         carrier = Carrier(pool)
         try:
             connection = await Connection.open(
-                pool.url, carrier, timeout=self._connect_timeout, tls=self._tls, buffer_size=COMMAND_BUFFER
+                pool.url, carrier, timeout=self.connect_timeout, tls=self._tls, buffer_size=COMMAND_BUFFER
             )
             if not connection.ready:
                 connection.abort()
@@ -171,7 +171,7 @@ class Carriers:
         self.last_error = None
         for need in self._wanted:
             carrier.prepare(need)
-        pool.deadlines.add(now + self._idle_timeout, functools.partial(self._check_idle, carrier))
+        pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
         self.place_orphans()
         pool.advance(now)
 
@@ -189,14 +189,14 @@ class Carriers:
         for carrier in [c for c in self.ready if not c.waited_for and c.stalled(now, HUNG_AFTER)]:
             self.ready.remove(carrier)
             self.parked.append(carrier)
-        while len(self.parked) > self._max_connections:
+        while len(self.parked) > self.max_connections:
             oldest = self.parked.pop(0)
             if oldest.connection is not None:
                 oldest.connection.abort()
 
     def unpark(self, carrier: Carrier) -> None:
         """A parked connection answered everything: it may serve again, where there is room."""
-        if len(self.ready) < self._max_connections:
+        if len(self.ready) < self.max_connections:
             self.parked.remove(carrier)
             self.ready.append(carrier)
 
@@ -206,11 +206,11 @@ class Carriers:
             return
         pool = self._pool
         now = pool.time()
-        idle_at = carrier.used_at + self._idle_timeout
+        idle_at = carrier.used_at + self.idle_timeout
         if now >= idle_at and not carrier.unanswered and not pool.jobs.owed_to(carrier.origins):
             connection.close()
         else:
-            again = max(idle_at, now + self._idle_timeout / 4)
+            again = max(idle_at, now + self.idle_timeout / 4)
             pool.deadlines.add(again, functools.partial(self._check_idle, carrier))
 
     def lost(self, carrier: Carrier, error: EslError, reason: CloseReason) -> None:

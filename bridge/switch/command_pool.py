@@ -170,6 +170,26 @@ class CommandPool:
         self.core_uuid_told(core_uuid)
         self._carriers.place_orphans()
 
+    def reconfigure(
+        self,
+        *,
+        connect_timeout: float,
+        command_timeout: float,
+        polling_interval: float,
+        max_connections: int,
+        max_pipelined: int,
+        max_waiting: int,
+        idle_timeout: float,
+    ) -> None:
+        """Take other times (s) and limits for what is submitted from now on; connections stay."""
+        self._command_timeout = command_timeout
+        self._polling_interval = polling_interval
+        self._max_waiting = max_waiting
+        self._carriers.connect_timeout = connect_timeout
+        self._carriers.idle_timeout = idle_timeout
+        self._carriers.max_connections = max_connections
+        self._carriers.max_pipelined = max_pipelined
+
     async def close(self, reason: str = "the command pool is closed") -> None:
         """End all connections; what waits is ``unsent``, what is written is ``lost``."""
         if self._carriers.unwanted is not None:

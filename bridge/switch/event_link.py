@@ -149,6 +149,12 @@ class EventLink:
                 async with asyncio.timeout(1.0):
                     await session.connection.wait_closed()
 
+    def reconfigure(self, *, heartbeat_interval: float, connect_timeout: float, command_timeout: float) -> None:
+        """Take other times (s): the interval at once, the others from the next link on."""
+        self._watch.expect(heartbeat_interval)
+        self._connect_timeout = connect_timeout
+        self._command_timeout = command_timeout
+
     def drain(self, on: bool) -> None:
         """Take the node out of service, or back: it is DRAINING where it would be UP."""
         self._draining = on

@@ -54,6 +54,10 @@ class HeartbeatWatch:
         """Whether the interval is known (set, or seen)."""
         return self._fixed > 0 or bool(self._distances)
 
+    def expect(self, interval: float) -> None:
+        """Take another interval; 0 = learn it."""
+        self._fixed = interval
+
     def start(self, now: float) -> None:
         """A new link is subscribed: its first HEARTBEAT is due within an interval."""
         self._last_beat = self.last_byte = now
