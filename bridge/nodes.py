@@ -6,6 +6,7 @@ This room makes and holds; it connects nothing and decides nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import msgspec
 import structlog
-
 from bridge.bus.base import Bus
 from bridge.config import NodeSettings, Settings
 from bridge.errors import ConfigError
@@ -36,6 +36,9 @@ from bridge.switch.node import NodeChange, NodeLoad
 from bridge.switch.own_commands import OwnCommands
 
 log = structlog.get_logger(__name__)
+
+
+_LOOK_AGAIN = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,24 @@ class Node:
             "connections": self.pool.connections,
         }
 
+    async def publish_rest(self, timeout: float) -> None:
+        """Return when all that waits is with the broker, or after ``timeout`` s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while any(buffer.events or buffer.in_flight for buffer in self.relay.buffers):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_AGAIN)
+
+    async def retire(self, timeout: float) -> None:
+        """Let the commands in flight end, within ``timeout`` s, and close the connections."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.pool.in_flight or self.pool.waiting:  # noqa: ASYNC110 - a moment more or less is nothing
+                    await asyncio.sleep(_LOOK_AGAIN)
+        except TimeoutError:
+            pass
+        finally:
+            await self.pool.close("the node was removed")
+
 
 class NodeMaker:
     """Makes the nodes of one worker out of their settings; nothing connects before it is started.
@@ -115,6 +136,29 @@ class NodeMaker:
         self._folder = folder
         self._on_change = on_change
         self._tail = tail
+
+    def follow(self, settings: Settings, routes: Sequence[RouteSettings]) -> None:
+        """Make nodes by other settings from now on."""
+        self._settings, self._routes = settings, routes
+
+    def adjust(self, node: Node, settings: NodeSettings) -> None:
+        """Give a node that stands the times and limits that need no new connection."""
+        esl, commands = self._settings.esl, self._settings.commands
+        connect_timeout, command_timeout = esl.esl_connect_timeout / 1000, esl.esl_cmd_timeout / 1000
+        node.pool.reconfigure(
+            connect_timeout=connect_timeout,
+            command_timeout=command_timeout,
+            polling_interval=esl.esl_cmd_polling_itv / 1_000_000,
+            max_connections=settings.max_connections,
+            max_pipelined=settings.max_pipelined,
+            max_waiting=commands.max_in_flight,
+            idle_timeout=settings.idle_timeout,
+        )
+        node.link.reconfigure(
+            heartbeat_interval=esl.event_heartbeat_interval,
+            connect_timeout=connect_timeout,
+            command_timeout=command_timeout,
+        )
 
     def make(self, node: NodeSettings) -> Node:
         """One node. Raises ``ConfigError`` for an unusable CA file."""

@@ -1,15 +1,26 @@
 """Settings as the plain values that the rooms below take.
 
-This room translates and nothing else; it starts nothing and knows no running object.
+This room translates, and opens the room for what waits; it starts nothing and knows no running object.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
+import structlog
 from bridge.config import Settings
+from bridge.config.events import EventSettings, event_routes
+from bridge.errors import ConfigError
 from bridge.messages.topics import NATS_REPLY_ADDRESSES, REDIS_REPLY_ADDRESSES
 from bridge.relay.policy import DEFAULT_DENY, Policy
+from bridge.relay.reservoir import BufferLimits, Reservoir
+from bridge.relay.routes import RouteSettings
 from bridge.relay.settings import CommandSettings
+from bridge.relay.spill import Spill
 from bridge.relay.verbs import DEFAULT_BACKGROUND, DEFAULT_SAFE
+
+log = structlog.get_logger(__name__)
 
 
 def is_redis(settings: Settings) -> bool:
@@ -37,6 +48,39 @@ def command_settings(settings: Settings) -> CommandSettings:
         safe=tuple(commands.safe) if commands.safe is not None else DEFAULT_SAFE,
         rates=policy.rates,
     )
+
+
+def buffer_limits(events: EventSettings) -> BufferLimits:
+    """How much may wait for the bus."""
+    return BufferLimits(
+        events=events.buffer_events,
+        size=events.buffer_bytes,
+        age=events.buffer_age,
+        disk=events.buffer_disk,
+        durable_age=events.durable_age,
+        drop=events.buffer_drop,
+    )
+
+
+def open_reservoir(events: EventSettings, path: Path) -> Reservoir:
+    """The room for what waits, on disk too where that can be. Raises ``ConfigError`` where it must be and cannot."""
+    limits = buffer_limits(events)
+    reservoir = Reservoir(limits, Spill(path))
+    try:
+        reservoir.open()
+    except OSError as error:
+        if events.durable:
+            raise ConfigError([("worker.state_dir", f"events cannot be spilled: {error}")]) from None
+        log.warning("events cannot be spilled to disk", reason=str(error))
+        return Reservoir(msgspec.structs.replace(limits, disk=0))
+    return reservoir
+
+
+def event_settings(settings: Settings) -> list[RouteSettings]:
+    """``[events]`` and its routes, the default one first."""
+    bus = settings.bus
+    routes = event_routes(settings.events, bus_codec=bus.codec, scheme=bus.url.scheme)
+    return msgspec.convert(routes, list[RouteSettings])
 
 
 def command_policy(settings: Settings) -> Policy:

@@ -12,18 +12,14 @@ from typing import Any
 
 import msgspec
 import structlog
-
-import bridge
 from bridge.bus.base import Bus, BusState, Consumer, ServiceCard
 from bridge.bus.open import open_bus
 from bridge.config import NodeSettings, Settings
-from bridge.config.events import event_routes
 from bridge.crew.crew import Crew, CrewSettings, Means
-from bridge.errors import BridgeError, BusError, BusUnavailable, ConfigError
+from bridge.errors import BridgeError, BusError, BusUnavailable
 from bridge.fleet.identity import Identity, take_identity
 from bridge.messages.command import CommandReply, CommandRequest
 from bridge.messages.notice import LateNotice, WorkerNotice
-from bridge.nodes import NodeMaker, NodeOrders, Nodes
 from bridge.operations import Operations
 from bridge.ops.metrics import Metrics
 from bridge.relay.call_table import CallTable
@@ -31,13 +27,20 @@ from bridge.relay.commands import CommandRelay
 from bridge.relay.ledger import MemoryLedger
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
-from bridge.relay.reservoir import BufferLimits, Reservoir
-from bridge.relay.routes import RouteSettings
+from bridge.relay.reservoir import Reservoir
 from bridge.relay.settings import CommandHooks
-from bridge.relay.spill import Spill
+from bridge.reload import reload
 from bridge.switch.deadlines import Deadlines
 from bridge.switch.node import NodeChange, NodeState
-from bridge.wiring import command_policy, command_settings
+
+import bridge
+from bridge.nodes import Node, NodeMaker, NodeOrders, Nodes
+from bridge.wiring import (
+    command_policy,
+    command_settings,
+    event_settings,
+    open_reservoir,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -67,8 +70,9 @@ class Worker:
         self.bus = self._open_bus()
         self.nodes = Nodes()
         self.notices = NoticeBoard(worker=self.id, instance=self.identity.instance, codec=settings.bus.codec)
-        self.routes = self._make_routes()
-        self.publisher = Publisher(self.bus, self.notices, self.metrics, self._make_reservoir())
+        self.routes = event_settings(settings)
+        spill = self.identity.state_dir / f"{self.id}.spill"
+        self.publisher = Publisher(self.bus, self.notices, self.metrics, open_reservoir(settings.events, spill))
         self.calls = CallTable()
         self.deadlines = Deadlines()
         self.ledger = MemoryLedger(settings.commands.dedup_window)
@@ -98,12 +102,14 @@ class Worker:
             tail=self.operations.tail,
         )
         for node in settings.nodes:
-            self._add_node(node)
+            self.add_node(node)
         self.publisher.adopt(self.routes)
         self.http = self.operations.make_http()
         self._consumers: list[Consumer] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._retiring: list[asyncio.Task[None]] = []
         self._stopping = False
         self._was_ready = False
         self._was_settled = False
@@ -117,7 +123,7 @@ class Worker:
         self.bus.on_state = self._bus_changed
         self.publisher.start()
         self.bus.start()
-        orders = NodeOrders(self.nodes, self._add_node, self._remove_node)
+        orders = NodeOrders(self.nodes, self.add_node, self.remove_node)
         self.crew.on_orders = orders.take
         self.crew.start()
         self._tasks = [
@@ -153,6 +159,9 @@ class Worker:
         await asyncio.gather(self.crew.leave(left_time), self.commands.drain(left_time))
         self.notices.tell(WorkerNotice(state="left", nodes=list(self.nodes.names())))
         left = await self.publisher.stop(max(LAST_FLUSH, deadline - loop.time()))
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await asyncio.gather(*(node.pool.close("the worker ends") for node in self.nodes))
         with contextlib.suppress(BusError):
             await self.bus.close()
@@ -161,6 +170,23 @@ class Worker:
         self.deadlines.close()
         self.identity.release()
         log.info("worker ended", worker=self.id, events_given_up=left)
+
+    @property
+    def reservoir(self) -> Reservoir:
+        """What the buffers have in common."""
+        return self.publisher.reservoir
+
+    def retag_node(self, node: Node) -> None:
+        """The node has other tags."""
+        self.crew.retag(node.name, node.tags)
+
+    async def reload(self, settings: Settings) -> None:
+        """Take a changed configuration over, and say in the log what changed. Raises ``ConfigError``, unchanged."""
+        async with self._reloading:
+            outcome = await reload(self, settings)
+        log.info("configuration reloaded", changes=[str(one) for one in outcome.changed])
+        if outcome.fixed:
+            log.warning("these changes take a restart", changes=[str(one) for one in outcome.fixed])
 
     @property
     def ready(self) -> tuple[bool, str]:
@@ -248,31 +274,6 @@ class Worker:
             ),
         )
 
-    def _make_routes(self) -> list[RouteSettings]:
-        bus = self.settings.bus
-        routes = event_routes(self.settings.events, bus_codec=bus.codec, scheme=bus.url.scheme)
-        return msgspec.convert(routes, list[RouteSettings])
-
-    def _make_reservoir(self) -> Reservoir:
-        events = self.settings.events
-        limits = BufferLimits(
-            events=events.buffer_events,
-            size=events.buffer_bytes,
-            age=events.buffer_age,
-            disk=events.buffer_disk,
-            durable_age=events.durable_age,
-            drop=events.buffer_drop,
-        )
-        reservoir = Reservoir(limits, Spill(self.identity.state_dir / f"{self.id}.spill"))
-        try:
-            reservoir.open()
-        except OSError as error:
-            if events.durable:
-                raise ConfigError([("worker.state_dir", f"events cannot be spilled: {error}")]) from None
-            log.warning("events cannot be spilled to disk", reason=str(error))
-            return Reservoir(msgspec.structs.replace(limits, disk=0))
-        return reservoir
-
     def _make_crew(self) -> Crew:
         fleet, commands = self.settings.fleet, self.settings.commands
 
@@ -299,17 +300,21 @@ class Worker:
             fail=lambda error: None if self.failed.done() else self.failed.set_result(error),
         )
 
-    def _add_node(self, settings: NodeSettings) -> None:
+    def add_node(self, settings: NodeSettings) -> None:
+        """Begin with a node."""
         node = self.maker.make(settings)
         self.nodes.add(node)
         self.crew.employ(node.name, node.url.redacted, node.tags, settings.pin, node.feed, node.link, node.pool)
 
-    async def _remove_node(self, name: str) -> None:
+    async def remove_node(self, name: str) -> None:
+        """Be done with a node: handed over, its events published; its commands in flight end in the background."""
         node = self.nodes.remove(name)
         await self.crew.remove(name)
         if node is not None:
-            await node.pool.close("the node was removed")
+            await node.publish_rest(self.settings.worker.drain_timeout)
             node.relay.close()
+            self._retiring = [one for one in self._retiring if not one.done()]
+            self._retiring.append(asyncio.create_task(node.retire(self.settings.worker.drain_timeout)))
         self.calls.forget_node(name)
         self.metrics.forget_node(name)
 
