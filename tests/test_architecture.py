@@ -27,6 +27,7 @@ FLOORS = {
     "nodes": 4,
     "wiring": 4,
     "operations": 4,
+    "reload": 4,
     "worker": 5,
     "cli": 6,
 }
