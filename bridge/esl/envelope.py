@@ -45,9 +45,11 @@ class Envelope(msgspec.Struct, rename=_FIELDS, gc=False):
 
 
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
+decode_strictly: Final = _ENVELOPE.decode
+"""Read the envelope of a JSON event; raises one of ``UNREADABLE`` where it needs repair or is none."""
 _HEADERS: Final = msgspec.json.Decoder(dict[str, HeaderValue])
 # msgspec reports invalid UTF-8 as UnicodeDecodeError, which is a ValueError, and deep nesting as RecursionError.
-_UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
 
 
 def decode_envelope(raw: bytes) -> Envelope:
@@ -57,7 +59,7 @@ def decode_envelope(raw: bytes) -> Envelope:
     """
     try:
         return _ENVELOPE.decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         headers = _decode_leniently(raw)
         return Envelope(**{field: _one(headers.get(header, "")) for field, header in _FIELDS.items()})
 
@@ -72,7 +74,7 @@ def decode_json(raw: bytes) -> dict[str, HeaderValue]:
     """Decode a JSON event to a map. Raises ``ValueError`` where it is no JSON object even after repair."""
     try:
         return _HEADERS.decode(raw)
-    except _UNREADABLE:
+    except UNREADABLE:
         return _decode_leniently(raw)
 
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar, overload
 import msgspec
 
 from bridge.errors import ProtocolError
-from bridge.esl.envelope import Envelope, decode_envelope, decode_json, find_envelope
+from bridge.esl.envelope import UNREADABLE, Envelope, decode_envelope, decode_json, decode_strictly, find_envelope
 from bridge.esl.headers import excerpt
 from bridge.esl.plain import HeaderValue, decode_plain, split_plain
 
@@ -196,6 +196,14 @@ class Event(msgspec.Struct, gc=False, eq=False):
             headers[_LENGTH] = str(len(encoded))
             headers[_BODY] = body
         return _encode(headers)
+
+
+def read_json_event(raw: bytes) -> Event | None:
+    """Make an event of a JSON body in one step; None for what ``Event.parse`` shall judge."""
+    try:
+        return Event(raw, "json", decode_strictly(raw))
+    except UNREADABLE:
+        return None
 
 
 def _read_envelope(raw: bytes, format: Format) -> Envelope:

@@ -6,11 +6,13 @@ This room never decodes a body, never looks at a byte twice, and never lets an e
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from bridge.errors import LimitExceeded, ProtocolError
+from bridge.esl.event import Event
 from bridge.esl.headers import body_length, content_type, decode_block, parse_block
 
 MAX_HEAD: Final = 2 * 1024 * 1024
@@ -52,14 +54,17 @@ class FrameParser:
     """Feed it bytes in any pieces; it hands out whole frames.
 
     A fault ends it: ``error`` is set, the frames before the fault are still returned, later calls return none.
+    ``read_event``, when it is set, makes of a JSON event's body what stands in the frame's place; what it refuses with
+    None stays a frame.
     """
 
-    __slots__ = ("_body", "_content_type", "_head", "_known", "_missing", "error", "max_body", "max_head")
+    __slots__ = ("_body", "_content_type", "_head", "_known", "_missing", "error", "max_body", "max_head", "read_event")
 
     def __init__(self, max_head: int = MAX_HEAD, max_body: int = MAX_BODY) -> None:
         self.max_head = max_head
         self.max_body = max_body
         self.error: ProtocolError | None = None
+        self.read_event: Callable[[bytes], Event | None] | None = None
         self._head = bytearray()  # of a frame whose blank line has not come; its whole head once it has
         self._body = bytearray()
         self._missing = 0  # bytes of the body still to come; 0 = between frames or inside a head
@@ -84,9 +89,9 @@ class FrameParser:
             return f"after {size} of {size + self._missing} body bytes of a {self._content_type} frame"
         return f"after {len(self._head)} bytes of a header block" if self._head else ""
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame | Event]:
         """Take what was read; return the frames it completed. Sets ``error`` instead of raising."""
-        frames: list[Frame] = []
+        frames: list[Frame | Event] = []
         if self.error is None:
             if type(data) is not bytes:
                 data = bytes(data)
@@ -97,13 +102,15 @@ class FrameParser:
                 del self._head[:-_PARTIAL]
         return frames
 
-    def _feed(self, data: bytes, frames: list[Frame]) -> None:
+    def _feed(self, data: bytes, frames: list[Frame | Event]) -> None:
         position = self._resume(data, frames) if self._head else 0
         size = len(data)
         known = self._known
         append = frames.append
+        find = data.find
+        read_event = self.read_event
         while position < size:
-            blank = data.find(b"\n\n", position, position + _SHORT_HEAD)
+            blank = find(b"\n\n", position, position + _SHORT_HEAD)
             head = data[position:blank] if blank >= 0 else b""
             found = known.get(head)
             if found is not None:
@@ -124,10 +131,16 @@ class FrameParser:
                 self._body += data[start:]
                 self._missing = end - size
                 return
-            append(Frame(kind, data[start:end], head))
+            body = data[start:end]
             position = end
+            if kind is EVENT_JSON and read_event is not None and length:
+                event = read_event(body)
+                if event is not None:
+                    append(event)
+                    continue
+            append(Frame(kind, body, head))
 
-    def _resume(self, data: bytes, frames: list[Frame]) -> int:
+    def _resume(self, data: bytes, frames: list[Frame | Event]) -> int:
         """Go on with the frame that an earlier read began; return where in ``data`` the next one starts."""
         position = 0
         if not self._missing:
@@ -164,7 +177,9 @@ class FrameParser:
             raise LimitExceeded(f"a header block of more than {self.max_head} bytes")
         try:
             headers = parse_block(head)
-            found = content_type(headers), body_length(headers, self.max_body)
+            kind = content_type(headers)
+            # The hot path knows an event by identity.
+            found = EVENT_JSON if kind == EVENT_JSON else kind, body_length(headers, self.max_body)
         except ProtocolError:
             self._head = bytearray(head)
             raise

@@ -7,11 +7,11 @@ reply belongs to: replies come in the order of their commands.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, cast
 
 from bridge.errors import AccessDenied, AuthenticationFailed, ConnectionLost, EslError, NotConnected, ProtocolError
 from bridge.esl.ending import CloseReason, Notice, find_torn_notice
-from bridge.esl.event import Event
+from bridge.esl.event import Event, read_json_event
 from bridge.esl.frames import (
     API_RESPONSE,
     AUTH_REQUEST,
@@ -71,6 +71,8 @@ _IMPOSSIBLE: Final[dict[State, frozenset[str]]] = {
     State.CLOSING: frozenset((AUTH_REQUEST,)),
 }
 _AUTHENTICATED: Final = frozenset((State.READY, State.CLOSING))
+_EVENTS: Final = frozenset((EVENT_JSON, EVENT_PLAIN))
+_ONLY_EVENTS: Final = {Event}
 _AUTH_COMMANDS: Final = ("auth", "userauth")
 _LONG_ALLOW_LIST: Final = (
     "FreeSWITCH cuts the reply to userauth at 511 bytes, and this user's allow-lists (esl-allowed-api, "
@@ -164,30 +166,35 @@ class Protocol:
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[Occurrence]:
         """Take what was read and return what happened, in order. Never raises; a fault is a ``Closed`` at the end."""
-        occurrences: list[Occurrence] = []
         if self.state is State.CLOSED:
-            return occurrences
-        append = occurrences.append
-        parse_event = Event.parse
+            return []
+        parser = self._parser
         authenticated = self.state in _AUTHENTICATED
+        if authenticated and parser.read_event is None:
+            parser.read_event = read_json_event
+        frames = parser.feed(data)
+        if parser.error is None and frames and set(map(type, frames)) == _ONLY_EVENTS:
+            return cast("list[Occurrence]", frames)  # the hot path: nearly every read is all events
+        occurrences: list[Occurrence] = []
+        append = occurrences.append
         body = b""
         try:
-            for frame in self._parser.feed(data):
+            for frame in frames:
+                if type(frame) is Event:
+                    append(frame)
+                    continue
+                assert type(frame) is Frame
                 kind = frame.content_type
                 body = frame.body
-                if authenticated and body:  # the hot path: nearly every frame is an event
-                    if kind == EVENT_JSON:
-                        append(parse_event(body))
-                        continue
-                    if kind == EVENT_PLAIN:
-                        append(parse_event(body, "plain"))
-                        continue
+                if authenticated and body and kind in _EVENTS:
+                    append(Event.parse(body, "json" if kind == EVENT_JSON else "plain"))
+                    continue
                 self._take(frame, occurrences)
                 if self.closed:
                     return occurrences
                 authenticated = self.state in _AUTHENTICATED
-            if self._parser.error is not None:
-                append(self._fault(self._parser.error, self._parser.partial))
+            if parser.error is not None:
+                append(self._fault(parser.error, parser.partial))
         except ProtocolError as error:
             append(self._fault(error, body))
         return occurrences
