@@ -88,24 +88,23 @@ def prose(docstring: str | None) -> str:
 
 @block("settings")
 def settings() -> Iterator[str]:
-    """Every setting, section by section, with its environment variable."""
+    """Every setting, section by section."""
     rows: dict[str, list[tuple[str, ...]]] = {}
     for info in describe_settings():
         section, _, key = info.key.rpartition(".")
         kind = info.type + (f", {info.unit}" if info.unit else "")
-        rows.setdefault(section, []).append(
-            (code(key), code(_variable(section, key, info.type)), kind, code(info.default), info.description)
-        )
+        rows.setdefault(section, []).append((code(key), kind, code(info.default), info.description))
     for section, lines in rows.items():
         name = section.removesuffix("[]")
         title = f"[[{name}]]" if section.endswith("[]") else f"[{name}]"
         about = prose(_model(name).__doc__).partition(": ")[2]
         yield f"## `{title}`"
         yield ""
-        if about:
-            yield f"{about[0].upper()}{about[1:]}"
-            yield ""
-        yield from table(("key", "environment", "type", "default", "meaning"), lines)
+        variable = _variable(section)
+        about = f"{about[0].upper()}{about[1:]} " if about else ""
+        yield about + (f"In the environment: `{variable}`." if variable else "In the file only.")
+        yield ""
+        yield from table(("key", "type", "default", "meaning"), lines)
         yield ""
 
 
@@ -116,12 +115,10 @@ def _model(table: str) -> Any:
     return found
 
 
-def _variable(section: str, key: str, kind: str) -> str:
+def _variable(section: str) -> str:
     if section == "node[]":
-        return f"ESL_BRIDGE_NODE__<name>__{key.upper()}"
-    if section.endswith("[]") or kind.startswith("table"):
-        return ""
-    return f"ESL_BRIDGE_{section.upper()}__{key.upper()}"
+        return "ESL_BRIDGE_NODE__<name>__<KEY>"
+    return "" if section.endswith("[]") else f"ESL_BRIDGE_{section.upper()}__<KEY>"
 
 
 # --- messages ---------------------------------------------------------------------------------------------------------
