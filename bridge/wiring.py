@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+
 from bridge.config import Settings
 from bridge.config.events import EventSettings, event_routes
 from bridge.errors import ConfigError
@@ -33,7 +34,7 @@ def command_settings(settings: Settings) -> CommandSettings:
     commands, esl, policy = settings.commands, settings.esl, settings.policy
     redis = is_redis(settings)
     return CommandSettings(
-        queues=(commands.queue,),
+        queues=commands.queues(settings.bus.url.scheme),
         reply_to=tuple(commands.reply_to or (REDIS_REPLY_ADDRESSES if redis else NATS_REPLY_ADDRESSES)),
         reply_to_glob=redis,
         reply_prefix="esl.reply." if redis else "",

@@ -12,16 +12,20 @@ from typing import Any
 
 import msgspec
 import structlog
+
+import bridge
 from bridge.bus.base import Bus, BusState, Consumer, ServiceCard
 from bridge.bus.open import open_bus
 from bridge.config import NodeSettings, Settings
 from bridge.crew.crew import Crew, CrewSettings, Means
-from bridge.errors import BridgeError, BusError, BusUnavailable
+from bridge.errors import BridgeError, BusError
 from bridge.fleet.identity import Identity, take_identity
 from bridge.messages.command import CommandReply, CommandRequest
 from bridge.messages.notice import LateNotice, WorkerNotice
+from bridge.nodes import Node, NodeMaker, NodeOrders, Nodes
 from bridge.operations import Operations
 from bridge.ops.metrics import Metrics
+from bridge.queues import Queues
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
 from bridge.relay.ledger import MemoryLedger
@@ -32,15 +36,7 @@ from bridge.relay.settings import CommandHooks
 from bridge.reload import reload
 from bridge.switch.deadlines import Deadlines
 from bridge.switch.node import NodeChange, NodeState
-
-import bridge
-from bridge.nodes import Node, NodeMaker, NodeOrders, Nodes
-from bridge.wiring import (
-    command_policy,
-    command_settings,
-    event_settings,
-    open_reservoir,
-)
+from bridge.wiring import command_policy, command_settings, event_settings, open_reservoir
 
 log = structlog.get_logger(__name__)
 
@@ -71,8 +67,12 @@ class Worker:
         self.nodes = Nodes()
         self.notices = NoticeBoard(worker=self.id, instance=self.identity.instance, codec=settings.bus.codec)
         self.routes = event_settings(settings)
-        spill = self.identity.state_dir / f"{self.id}.spill"
-        self.publisher = Publisher(self.bus, self.notices, self.metrics, open_reservoir(settings.events, spill))
+        self.publisher = Publisher(
+            self.bus,
+            self.notices,
+            self.metrics,
+            open_reservoir(settings.events, self.identity.state_dir / f"{self.id}.spill"),
+        )
         self.calls = CallTable()
         self.deadlines = Deadlines()
         self.ledger = MemoryLedger(settings.commands.dedup_window)
@@ -105,7 +105,14 @@ class Worker:
             self.add_node(node)
         self.publisher.adopt(self.routes)
         self.http = self.operations.make_http()
-        self._consumers: list[Consumer] = []
+        self.queues = Queues(
+            self.bus,
+            self.commands,
+            settings.commands,
+            scheme=settings.bus.url.scheme,
+            instance=self.identity.instance,
+            ledger=self.ledger,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -154,9 +161,10 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         grace = min(QUEUE_GRACE, self.settings.worker.drain_timeout)
-        await asyncio.gather(*(consumer.drain(grace) for consumer in self._consumers), return_exceptions=True)
+        await self.queues.drain(grace)
         left_time = max(0.0, deadline - loop.time())
         await asyncio.gather(self.crew.leave(left_time), self.commands.drain(left_time))
+        self.queues.close()
         self.notices.tell(WorkerNotice(state="left", nodes=list(self.nodes.names())))
         left = await self.publisher.stop(max(LAST_FLUSH, deadline - loop.time()))
         for task in self._retiring:
@@ -199,7 +207,7 @@ class Worker:
             return False, "draining"
         if not self.bus.connected:
             return False, "the bus is not connected"
-        if not self._consumers:
+        if not self.queues.taken:
             return False, "requests are not taken yet"
         self._was_settled = self._was_settled or self.crew.settled
         if not self._was_settled:
@@ -216,7 +224,7 @@ class Worker:
             "worker": self.id,
             "version": bridge.__version__,
             "bus": {"url": self.bus.url, "connected": self.bus.connected},
-            "ledger": "shared" if self.ledger.shared else "per worker",
+            "ledger": "shared" if self.queues.ledger.shared else "per worker",
             "in_flight": self.commands.in_flight,
             "buffer": {"events": self.publisher.events, "bytes": self.publisher.size},
             "totals": self.metrics.totals,
@@ -233,12 +241,9 @@ class Worker:
     def _open_bus(self) -> Bus:
         settings = self.settings
         options = settings.bus.options()
+        options["claim_after"] = settings.commands.claim_after
         if settings.bus.url.scheme not in ("nats", "tls", "memory"):
-            options |= {
-                "queue_type": settings.commands.queue_type,
-                "worker": self.id,
-                "claim_after": settings.commands.claim_after,
-            }
+            options |= {"queue_type": settings.commands.queue_type, "worker": self.id}
         card = ServiceCard(
             version=bridge.__version__,
             description="FreeSWITCH commands through the bus",
@@ -275,10 +280,10 @@ class Worker:
         )
 
     def _make_crew(self) -> Crew:
-        fleet, commands = self.settings.fleet, self.settings.commands
+        fleet = self.settings.fleet
 
         async def consume(node: str) -> Consumer:
-            return await self.bus.consume(f"{commands.queue}.{node}", self.commands.accept, room=self.commands.room)
+            return await self.queues.take_node(node)
 
         async def flush(timeout: float) -> None:
             self.publisher.wake()
@@ -322,23 +327,13 @@ class Worker:
 
     async def _take_requests(self) -> None:
         """Consume the queues as soon as the bus is there; what the broker refuses for good ends the worker."""
-        queue = self.settings.commands.queue
-        names = [queue]  # a node's own queue is taken by its owner (crew/steward.py)
         await self._connected.wait()
-        while True:
-            try:
-                for name in names[len(self._consumers) :]:
-                    consumer = await self.bus.consume(name, self.commands.accept, room=self.commands.room)
-                    self._consumers.append(consumer)
-                log.info("requests are taken", queues=names)
-                return
-            except BusUnavailable:
-                await asyncio.sleep(GAUGE_INTERVAL)
-            except BusError as error:
-                log.error("requests cannot be taken", reason=str(error))
-                if not self.failed.done():
-                    self.failed.set_result(error)
-                return
+        try:
+            await self.queues.take()  # a node's own queues are taken by its owner (crew/steward.py)
+        except BusError as error:
+            log.error("requests cannot be taken", reason=str(error))
+            if not self.failed.done():
+                self.failed.set_result(error)
 
     async def _read_gauges(self) -> None:
         self.metrics.watch_in_flight(lambda: self.commands.in_flight)
@@ -370,9 +365,10 @@ class Worker:
                 pool.node_up(change.core_uuid)
 
     def _resume(self) -> None:
-        for consumer in (*self._consumers, *(one.consumer for one in self.crew.stewards.values())):
-            if consumer is not None:
-                consumer.resume()
+        self.queues.resume()
+        for steward in self.crew.stewards.values():
+            if steward.consumer is not None:
+                steward.consumer.resume()
 
     def _reply_came_late(self, reply: dict[str, Any]) -> None:
         self.metrics.late_reply()

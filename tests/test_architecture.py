@@ -26,8 +26,10 @@ FLOORS = {
     "config": 3,
     "nodes": 4,
     "wiring": 4,
+    "queues": 4,
     "operations": 4,
     "reload": 4,
+    "crew": 4,
     "worker": 5,
     "cli": 6,
 }

@@ -101,6 +101,10 @@ class Delivery(Protocol):
     def claimed(self) -> bool:
         """True when another worker had it in hand before and fell silent."""
 
+    @property
+    def pulled(self) -> bool:
+        """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
+
     def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Write the final reply to ``address`` (none when empty) and then remove the entry from the queue.
 

@@ -98,6 +98,7 @@ class MemoryDelivery:
     entry_id = ""
     queued_at: float | None = None
     claimed = False
+    pulled = False
 
     def __init__(
         self, broker: MemoryBroker, queue: str, payload: bytes, headers: Mapping[str, str], reply_to: str

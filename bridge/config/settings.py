@@ -30,6 +30,8 @@ from bridge.config.values import (
 from bridge.errors import ConfigError
 from bridge.esl.url import EslUrl
 
+DURABLE_QUEUE = "esl.queue"
+"""The contract's name for requests that NATS keeps."""
 LogLevel = Literal["console", "alert", "crit", "err", "warning", "notice", "info", "debug"]
 
 
@@ -183,6 +185,11 @@ class CommandSettings(Section):
     max_timeout: float = setting(3600.0, "Largest timeout_ms that a request may ask for", unit="s", gt=0)
     job_timeout: float = setting(120.0, "Budget of background jobs when the request names none", unit="s", gt=0)
     dedup_window: float = setting(300.0, "How long the outcome of an id is kept", unit="s", ge=0)
+    ledger: Literal["auto", "memory", "shared"] = setting(
+        "auto",
+        "Memory of outcomes: auto shares it among all workers where the broker keeps things (Redis, JetStream); "
+        "memory: each worker its own; shared: refuse to start without",
+    )
     claim_after: float = setting(
         30.0, "A worker silent for this long loses the entries it has in hand to another", unit="s", ge=1
     )
@@ -196,6 +203,11 @@ class CommandSettings(Section):
     safe: list[str] | None = setting(
         None, "API verbs without effects, kept out of the ledger; absent: the built-in list"
     )
+
+    def queues(self, scheme: str) -> tuple[str, ...]:
+        """The queues that all workers share on a bus of this scheme; below each lies one for every node."""
+        durable = self.durable and scheme in ("nats", "tls")
+        return (self.queue, DURABLE_QUEUE) if durable else (self.queue,)
 
 
 class PolicySettings(Section):

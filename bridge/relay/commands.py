@@ -86,6 +86,7 @@ class CommandRelay:
         )
         self._lines = Lines(settings.max_in_flight_node, self._has_room)
         self._in_hand: dict[Exchange, None] = {}
+        self._beyond: dict[Exchange, None] = {}  # of these, taken from several queues at once beyond the limit
         self._draining = False
         self._idle: asyncio.Event | None = None
 
@@ -98,6 +99,10 @@ class CommandRelay:
     def in_hand(self) -> Iterable[Exchange]:
         """They themselves, the oldest first."""
         return self._in_hand
+
+    def use(self, ledger: Ledger) -> None:
+        """Take another ledger; before the first request only."""
+        self._ledger = self._desk.ledger = ledger
 
     def reconfigure(self, settings: CommandSettings, policy: Policy) -> None:
         """Take other limits and another policy for what is taken from now on; what is in hand goes on as it began."""
@@ -146,7 +151,7 @@ class CommandRelay:
             self._desk.end(exchange, _FAULT)
 
     def _check(self, exchange: Exchange) -> None:
-        full = len(self._in_hand) >= self._limit
+        full = len(self._in_hand) - len(self._beyond) >= self._limit
         self._in_hand[exchange] = None
         if exchange.refusal is None:
             denial = self._policy.check(exchange.request, exchange.queue_node)
@@ -158,14 +163,30 @@ class CommandRelay:
         # Leaving or full: it will not run, but a repeat shall still hear the outcome that the ledger knows.
         if self._draining:
             exchange.refusal = _DRAINING
+        elif full and exchange.delivery.pulled:
+            # Each queue was asked for what there is room for, and several of them brought it.
+            self._beyond[exchange] = None
+            exchange.timer = self._deadlines.add(exchange.deadline, partial(self._expire, exchange))
+            return
         elif full:
             exchange.refusal = Refusal(Status.BUSY, f"{self._limit} requests are in hand already")
         elif exchange.queue_node and not self._lines.room(exchange.queue_node):
             exchange.refusal = Refusal(Status.BUSY, "too many requests wait for their turn already")
+        self._admit(exchange)
+
+    def _admit(self, exchange: Exchange) -> None:
         if exchange.queue_node and exchange.refusal is None:
             self._stand_in_line(exchange)
         else:
             self._remember(exchange)
+
+    def _admit_more(self) -> None:
+        """Let in those that wait beyond the limit, as far as it allows."""
+        while self._beyond and len(self._in_hand) - len(self._beyond) < self._limit:
+            exchange = next(iter(self._beyond))
+            del self._beyond[exchange]
+            self._disarm(exchange)
+            self._admit(exchange)
 
     # --- in the strict order of a node's own queue ------------------------------------------------------------------
 
@@ -219,10 +240,15 @@ class CommandRelay:
             self._route(exchange)
 
     def _may_have_run(self, exchange: Exchange) -> bool:
-        """Of a claimed request: only a ledger that all workers share can say that it was not sent."""
+        """Of a claimed request: only a ledger that all workers share can say that it was not sent.
+
+        And only as long as a marker, set when the request was queued at the earliest, would still be there.
+        """
         if exchange.safe or exchange.request.idempotent:
             return False
-        return not (self._ledger.shared and exchange.marked)
+        ledger = self._ledger
+        lasts = exchange.marked and self._clock() - exchange.queued_at < ledger.lasting
+        return not (ledger.shared and lasts)
 
     # --- routed and sent --------------------------------------------------------------------------------------------
 
@@ -261,8 +287,10 @@ class CommandRelay:
     # --- answered, or given up ----------------------------------------------------------------------------------------
 
     def _expire(self, exchange: Exchange) -> None:
-        """The budget ended while it waited for its turn or for a search."""
-        if exchange.place and not exchange.turn:
+        """The budget ended while it waited for room, for its turn or for a search."""
+        if exchange in self._beyond:
+            self._send_away(exchange, _EXPIRED)
+        elif exchange.place and not exchange.turn:
             self._take_out_of_line(exchange, _EXPIRED)
         else:
             self._desk.end(exchange, refused(_EXPIRED))
@@ -271,6 +299,11 @@ class CommandRelay:
         self._disarm(exchange)
         self._lines.withdraw(exchange.queue_node, exchange.place)
         exchange.place = 0
+        self._send_away(exchange, refusal)
+
+    def _send_away(self, exchange: Exchange, refusal: Refusal) -> None:
+        self._beyond.pop(exchange, None)
+        self._disarm(exchange)
         exchange.refusal = refusal  # unless the ledger knows of an outcome
         self._remember(exchange)
 
@@ -285,6 +318,8 @@ class CommandRelay:
             self._has_room()
         if exchange.turn:
             self._lines.leave(exchange.queue_node)
+        if self._beyond:
+            self._loop.call_soon(self._admit_more)
         if not in_hand and self._idle is not None:
             self._idle.set()
 
@@ -309,6 +344,8 @@ class CommandRelay:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout)
         self._sender.stopped = True
+        for exchange in list(self._beyond):
+            self._send_away(exchange, _DRAINING)
         for exchange in list(self._in_hand):
             if exchange.place and not exchange.turn:
                 self._take_out_of_line(exchange, _DRAINING)

@@ -38,7 +38,7 @@ class ReplyDesk:
     ) -> None:
         self._bus = bus
         self._worker = worker
-        self._ledger = ledger
+        self.ledger = ledger
         self._hooks = hooks
         self._clock = clock
         self._closed = closed
@@ -61,10 +61,10 @@ class ReplyDesk:
             self._send_final(exchange, reply, payload)
         elif reply.executed is Executed.NO:
             self._send_final(exchange, reply, payload)
-            self._ledger.release(exchange.key, _to_keep(reply))
+            self.ledger.release(exchange.key, _to_keep(reply))
         else:
             # Kept first: after a crash between the two, a repeat must not hear anything else.
-            self._ledger.keep(exchange.key, _to_keep(reply), partial(self._send_final, exchange, reply, payload))
+            self.ledger.keep(exchange.key, _to_keep(reply), partial(self._send_final, exchange, reply, payload))
 
     def replay(self, exchange: Exchange, kept: CommandReply) -> None:
         """Answer a repeat with the outcome that its id has already."""
@@ -94,8 +94,15 @@ class ReplyDesk:
             late=late,
         )
 
-    def _send_final(self, exchange: Exchange, reply: CommandReply, payload: bytes) -> None:
+    def _send_final(
+        self, exchange: Exchange, reply: CommandReply, payload: bytes, told: CommandReply | None = None
+    ) -> None:
         hooks = self._hooks
+        if told is not None and told.status is not reply.status:
+            # Another worker took us for gone and answered: what we know comes late.
+            reply = msgspec.structs.replace(reply, late=True)
+            reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
+            hooks.on_late(msgspec.to_builtins(reply))
         delivery, request = exchange.delivery, exchange.request
         try:
             headers = headers_of(reply, delivery.headers)
@@ -137,7 +144,7 @@ class ReplyDesk:
         exchange.late = True
         whole, _ = self._send(exchange, whole)
         if exchange.marked:
-            self._ledger.replace(exchange.key, msgspec.structs.replace(_to_keep(whole), late=False))
+            self.ledger.replace(exchange.key, msgspec.structs.replace(_to_keep(whole), late=False))
 
     def _send(self, exchange: Exchange, reply: CommandReply) -> tuple[CommandReply, bytes]:
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)

@@ -41,6 +41,10 @@ class Ledger(Protocol):
     def shared(self) -> bool:
         """Whether all workers see the same outcomes."""
 
+    @property
+    def lasting(self) -> float:
+        """Seconds that a marker is there at least, even when nobody cares for it any more."""
+
     def begin(self, key: str, content: bytes, answer: Answer, *, again: bool = False, claimed: bool = False) -> None:
         """Ask for ``key`` and set its marker when it is new; ``answer`` is called exactly once.
 
@@ -50,8 +54,11 @@ class Ledger(Protocol):
         whose marker, if there is one, means ``LOST`` (with ``again``: ``NEW``).
         """
 
-    def keep(self, key: str, reply: CommandReply, stored: Callable[[], None]) -> None:
-        """The key ended with this reply (``executed`` yes or unknown); ``stored`` is called once that is safe."""
+    def keep(self, key: str, reply: CommandReply, stored: Callable[..., None]) -> None:
+        """The key ended with this reply (``executed`` yes or unknown); ``stored`` is called once that is safe.
+
+        It is given the outcome that another worker told meanwhile, where one took this one for gone.
+        """
 
     def release(self, key: str, reply: CommandReply) -> None:
         """The key was not executed and is free again; whoever waits for it gets this reply."""
@@ -83,6 +90,7 @@ class MemoryLedger:
     """
 
     shared = False
+    lasting = 0.0
 
     def __init__(
         self,
@@ -125,7 +133,7 @@ class MemoryLedger:
         self._running[key] = _Running(content)
         answer(Verdict.NEW, kept.reply if kept is not None else None)
 
-    def keep(self, key: str, reply: CommandReply, stored: Callable[[], None]) -> None:
+    def keep(self, key: str, reply: CommandReply, stored: Callable[..., None]) -> None:
         """See ``Ledger.keep``."""
         running = self._running.pop(key)
         self._store(key, running.content, reply)

@@ -93,6 +93,7 @@ class DurableEntry:
         "queued_at",
     )
 
+    pulled = True
     reply_to = ""
     """What JetStream puts there is for acknowledgements; the reply address stands in the body."""
 

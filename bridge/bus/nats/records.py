@@ -188,7 +188,7 @@ class NatsRecords:
 
     def _subject(self, key: str) -> str:
         # KV refuses many characters, and callers choose the ids.
-        return self._bucket.prefix + blake2b(key.encode(), digest_size=16).hexdigest()
+        return self._bucket.prefix + _hex(key)
 
     # --- asking -------------------------------------------------------------------------------------
 
@@ -248,20 +248,20 @@ class NatsRecords:
         """See ``Records``. An ordinary message: whoever asks has listened, or waits until it has listened enough."""
         link = self._keeper.link
         if link is not None:
-            link.wire.add(self._alive + instance, "", b"1", "", None)
+            link.wire.add(self._alive + _hex(instance), "", b"1", "", None)
             self._leave_soon()
 
     def leave(self, instance: str) -> None:
         """See ``Records``."""
         link = self._keeper.link
         if link is not None:
-            link.wire.add(self._alive + instance, "", b"", "", _DELETED)
+            link.wire.add(self._alive + _hex(instance), "", b"", "", _DELETED)
             self._leave_soon()
 
     def living(self, instance: str, answer: Callable[[bool], None]) -> None:
         """See ``Records``."""
         loop = asyncio.get_running_loop()
-        at = self._seen.get(instance, 0.0)
+        at = self._seen.get(_hex(instance), 0.0)
         # Whoever was not heard of yet, or not since our own outage, has as long as anybody else to be heard.
         recent = loop.time() - max(at, self._listening_since) < self._claim_after
         loop.call_soon(answer, self._keeper.link is None or (at != _ENDED and recent))
@@ -280,3 +280,7 @@ def _error_of(data: bytes) -> dict[str, object]:
     except (msgspec.DecodeError, AttributeError):
         return {}
     return error if isinstance(error, dict) else {}
+
+
+def _hex(name: str) -> str:
+    return blake2b(name.encode(), digest_size=16).hexdigest()

@@ -27,6 +27,7 @@ class ListEntry:
 
     __slots__ = ("_queue", "claimed", "done", "payload")
 
+    pulled = True
     entry_id = ""
     reply_to = ""
     queued_at: float | None = None

@@ -23,6 +23,7 @@ _COUNT = 256  # entries a read when the room is not known
 class StreamEntry:
     """One request in hand: a ``Delivery``."""
 
+    pulled = True
     __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload")
 
     def __init__(self, queue: StreamQueue, ident: bytes, fields: list[bytes], *, claimed: bool, count: int) -> None:

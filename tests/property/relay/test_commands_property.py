@@ -87,6 +87,7 @@ class Given:
     reply_to: str = ""
     entry_id: str = ""
     queued_at: float | None = None
+    pulled: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     loop: Any = None
 
@@ -205,6 +206,7 @@ class SharedLedger:
     """A ledger on a broker, as far as one worker can see: every answer takes its time, or the broker is away."""
 
     shared = True
+    lasting = 300.0
 
     def __init__(self, loop: asyncio.AbstractEventLoop, chance: random.Random) -> None:
         self.inner = MemoryLedger(300, clock=loop.time)

@@ -132,6 +132,7 @@ class FakeDelivery:
     entry_id: str = ""
     queued_at: float | None = None
     claimed: bool = False
+    pulled: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, bytes, str, dict[str, str]]] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
@@ -174,6 +175,7 @@ class SlowLedger:
     """A shared ledger that answers when the test says so (``go``), as one on a broker would."""
 
     shared = True
+    lasting = 300.0
 
     def __init__(self, window: float = 300.0) -> None:
         self.inner = MemoryLedger(window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -156,6 +157,17 @@ async def test_with_a_shared_ledger_a_claimed_request_that_was_not_sent_runs(mak
     world.pool().take().api("+OK")
     slow_ledger.go()
     assert given.reply.status is OK
+
+
+async def test_a_claimed_request_older_than_any_marker_may_have_run(make_world: Any, slow_ledger: Any) -> None:
+    slow_ledger.lasting = 60.0
+    world = make_world(ledger=slow_ledger)
+    old = {"claimed": True, "queued_at": time.time() - 61}
+    given = world.put(command="x", id="a", timeout_ms=600_000, delivery=old)
+    slow_ledger.go()
+    slow_ledger.go()
+    assert given.reply.status is LOST
+    assert world.pool().given == []
 
 
 # --- a ledger that takes its time -------------------------------------------------------------------------------

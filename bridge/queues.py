@@ -1,0 +1,121 @@
+"""Where a worker's requests come from: the shared queues and the own queues of its nodes; and which ledger is used.
+
+This room only asks the bus and hands over to the command path; it never looks into a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from bridge.bus.base import Bus, Consumer, Delivery
+from bridge.config.settings import CommandSettings
+from bridge.errors import BusRefused, BusUnavailable
+from bridge.relay.commands import CommandRelay
+from bridge.relay.ledger import Ledger
+from bridge.relay.shared_ledger import SharedLedger
+
+log = structlog.get_logger(__name__)
+
+# How long until a bus that was away is asked again, in seconds.
+AGAIN = 1.0
+
+
+class Queues:
+    """One worker's. ``ledger`` is what it begins with, its own memory; ``instance`` names this life of the worker."""
+
+    def __init__(
+        self, bus: Bus, relay: CommandRelay, commands: CommandSettings, *, scheme: str, instance: str, ledger: Ledger
+    ) -> None:
+        self.names = commands.queues(scheme)
+        self.ledger = ledger
+        self._bus = bus
+        self._relay = relay
+        self._commands = commands
+        self._instance = instance
+        self._consumers: list[Consumer] = []
+        self._chosen = asyncio.Event()
+
+    @property
+    def taken(self) -> bool:
+        """Whether the shared queues are consumed."""
+        return len(self._consumers) == len(self.names)
+
+    async def take(self) -> None:
+        """Choose the ledger and consume the shared queues; returns when that is done.
+
+        Raises ``BusRefused`` where the broker refuses what was asked for.
+        """
+        while not self.taken:
+            try:
+                if not self._chosen.is_set():
+                    await self._choose_ledger()
+                    self._chosen.set()
+                for name in self.names[len(self._consumers) :]:
+                    self._consumers.append(await self._consume(name, self._relay.room))
+            except BusUnavailable as error:
+                log.warning("requests cannot be taken yet", reason=str(error))
+                await asyncio.sleep(AGAIN)
+        log.info("requests are taken", queues=list(self.names), ledger="shared" if self.ledger.shared else "per worker")
+
+    async def take_node(self, node: str) -> Consumer:
+        """Consume the node's own queues. Raises ``BusError``."""
+        await self._chosen.wait()
+        room = self._relay.room_in_line
+        return _Several([await self._consume(f"{name}.{node}", lambda: room(node)) for name in self.names])
+
+    def resume(self) -> None:
+        """There is room again."""
+        for consumer in self._consumers:
+            consumer.resume()
+
+    async def drain(self, grace: float) -> None:
+        """See ``Consumer.drain``, for the shared queues."""
+        await asyncio.gather(*(consumer.drain(grace) for consumer in self._consumers), return_exceptions=True)
+
+    def close(self) -> None:
+        """Everything is answered; what is not counts as lost."""
+        if isinstance(self.ledger, SharedLedger):
+            self.ledger.close()
+
+    async def _consume(self, name: str, room: Callable[[], int]) -> Consumer:
+        def accept(delivery: Delivery) -> None:
+            self._relay.accept(delivery)
+
+        return await self._bus.consume(name, accept, room=room)
+
+    async def _choose_ledger(self) -> None:
+        commands = self._commands
+        if commands.ledger == "memory":
+            return
+        shared = SharedLedger(
+            self._bus.records,
+            instance=self._instance,
+            window=commands.dedup_window,
+            claim_after=commands.claim_after,
+        )
+        try:
+            await shared.open()
+        except BusRefused as error:
+            if commands.ledger == "shared":
+                raise
+            log.warning("the ledger is this worker's own", reason=str(error))
+            return
+        self._relay.use(shared)
+        self.ledger = shared
+
+
+class _Several:
+    """Consumers that are one to their owner."""
+
+    def __init__(self, consumers: list[Consumer]) -> None:
+        self._consumers = consumers
+
+    def resume(self) -> None:
+        for consumer in self._consumers:
+            consumer.resume()
+
+    async def drain(self, grace: float) -> None:
+        await asyncio.gather(*(consumer.drain(grace) for consumer in self._consumers))
