@@ -251,6 +251,7 @@ class NodeSteward:
 
     def _linked(self) -> None:
         core = self.feed.core_uuid
+        self.known.doubt()
         if self.feed.owning:
             self._continuity.check(core)
         elif core:

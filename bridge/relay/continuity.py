@@ -68,7 +68,7 @@ class Continuity:
         self.stop()
         self.checked = False
         self.end_all(core_uuid)
-        self._task = asyncio.create_task(self._check(core_uuid, list(self.known.calls)), name=f"calls-{self._node}")
+        self._task = asyncio.create_task(self._check(core_uuid, list(self.known.doubtful)), name=f"calls-{self._node}")
 
     def end_all(self, core_uuid: str) -> None:
         """FreeSWITCH runs as ``core_uuid``: the calls of every run before have ended."""
@@ -92,6 +92,7 @@ class Continuity:
             if isinstance(uuid, str) and uuid in self.known:
                 self._table.learn(uuid, self._node)
         self.checked = True
+        self.known.doubtful.difference_update(suspects)
         gone = [uuid for uuid in suspects if uuid not in listed]
         if gone:
             await asyncio.sleep(GRACE)

@@ -47,6 +47,8 @@ class KnownCalls:
     def __init__(self) -> None:
         self.calls: dict[str, KnownCall] = {}
         self.version = 0
+        self.doubtful: set[str] = set()
+        """Calls that may have ended unseen: what began on the link of now will end on it, too."""
         self._ended: dict[str, None] = {}
 
     def __len__(self) -> int:
@@ -61,6 +63,10 @@ class KnownCalls:
         # A call that is hung up has told its end, whatever comes after it.
         found |= {"CHANNEL_HANGUP_COMPLETE": self._ends, "CHANNEL_DESTROY": self._ends, "CHANNEL_UUID": self._renamed}
         return found
+
+    def doubt(self) -> None:
+        """A new link stands: every call of before may have ended between the two."""
+        self.doubtful = set(self.calls)
 
     def take_over(self, rows: Iterable[Mapping[str, object]], core_uuid: str) -> None:
         """Take over what ``show channels`` listed."""
@@ -83,6 +89,7 @@ class KnownCalls:
         for uuid, call in found.items():
             if uuid not in self.calls and uuid not in self._ended:
                 self._keep(uuid, call)
+                self.doubtful.add(uuid)
 
     def of_another_run(self, core_uuid: str) -> list[str]:
         """The calls that a restart of FreeSWITCH has ended."""
@@ -97,6 +104,7 @@ class KnownCalls:
     def clear(self) -> None:
         """Forget everything: from now on nothing is heard of the node."""
         self.calls.clear()
+        self.doubtful.clear()
         self._ended.clear()
         self.version += 1
 
@@ -150,6 +158,7 @@ class KnownCalls:
     def _forget(self, uuid: str) -> None:
         if self.calls.pop(uuid, None) is not None:
             self.version += 1
+        self.doubtful.discard(uuid)
         self._ended.pop(uuid, None)
         self._ended[uuid] = None
         if len(self._ended) > LIMIT:

@@ -115,7 +115,7 @@ esl_connect_timeout = "50"
 [commands]
 max_in_flight = 0
 [fleet]
-standby = 1
+standby = 2
 [[node]]
 name = "fs 1"
 url = "fs://:secret@"
@@ -137,7 +137,7 @@ listen = "8090"
     assert found["esl.esl_cmd_timeout"] == "must be a whole number, got true"
     assert found["esl.esl_connect_timeout"] == 'must be a whole number, got "50"'
     assert found["commands.max_in_flight"] == "must be at least 1, got 0"
-    assert found["fleet.standby"] == "must be 0 (no standby in this version), got 1"
+    assert found["fleet.standby"] == "must be at most 1, got 2"
     assert found["node[0].name"] == 'must be 1 to 64 of A-Z a-z 0-9 _ -, got "fs 1"'
     assert "host" in found["node[0].url"]
     assert "fs://" in found["node[1].url"]
