@@ -71,7 +71,8 @@ class EventEncoder:
         self._base: dict[str, Any] = {"specversion": SPECVERSION, "id": "", "source": SOURCE_PREFIX + node, "type": ""}
         self._origin: dict[str, Any] = {"node": node, "worker": worker, "epoch": epoch}
         self._source = f'","source":{_quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
-        self._tail = f',"node":{_quote(node)},"worker":{_quote(worker)},"epoch":{_quote(epoch)},"sequence":"'
+        self._end = f',"node":{_quote(node)},"worker":{_quote(worker)},"epoch":{_quote(epoch)},"sequence":"'
+        self._tail = 'Z"' + self._end
 
     def encode(self, fields: EventFields, data: bytes | dict[str, Any]) -> bytes:
         """Return the payload; ``data`` is the event as one JSON object in valid UTF-8, or as a map.
@@ -111,14 +112,18 @@ class EventEncoder:
         ``identity`` must need no quoting, ``lead`` comes from ``lead()``.
         """
         quoted = (self._quoted.get(subject) or self._quote_subject(subject)) if subject else ""
-        if timestamp[:-6] == self._second and timestamp.isdigit():
-            time = f'{self._second_text}{timestamp[-6:]}Z"'
+        number = str(sequence).zfill(10)
+        fraction = timestamp.removeprefix(self._second)
+        if len(fraction) == 6 and fraction.isdigit():
+            text = (
+                f'{{"specversion":"1.0","id":"{identity}{lead}{quoted}{self._second_text}{fraction}'
+                f'{self._tail}{number}"{flags},"data":'
+            )
         else:
-            time = self._start_second(timestamp)
-        text = (
-            f'{{"specversion":"{SPECVERSION}","id":"{identity}{lead}{quoted}{time}{self._tail}'
-            f'{sequence:010d}"{flags},"data":'
-        )
+            text = (
+                f'{{"specversion":"1.0","id":"{identity}{lead}{quoted}{self._start_second(timestamp)}'
+                f'{self._end}{number}"{flags},"data":'
+            )
         return b"".join((text.encode(), data, b"}"))
 
     def _quote_subject(self, subject: str) -> str:
@@ -149,13 +154,14 @@ class EventEncoder:
         if fields.subject:
             attributes["subject"] = fields.subject
         timestamp = fields.timestamp
-        if timestamp[:-6] == self._second and timestamp.isdigit():
-            attributes["time"] = f"{self._second_time}{timestamp[-6:]}Z"
+        fraction = timestamp.removeprefix(self._second)
+        if len(fraction) == 6 and fraction.isdigit():
+            attributes["time"] = f"{self._second_time}{fraction}Z"
         elif time := format_time(timestamp):
             self._start_second(timestamp)
             attributes["time"] = time
         attributes.update(self._origin)
-        attributes["sequence"] = f"{fields.sequence:010d}"
+        attributes["sequence"] = str(fields.sequence).zfill(10)
         if fields.synthetic or fields.truncated or fields.injected:
             for flag in ("synthetic", "truncated", "injected"):
                 if getattr(fields, flag):

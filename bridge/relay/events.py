@@ -143,9 +143,8 @@ class NodeRelay:
         now = time.time()
         known, watchers = self._ways, self._watchers
         limit = self._bus.max_payload - HEADER_ALLOWANCE
-        repaired = 0
         for event in events:
-            envelope = event.envelope
+            envelope = event._envelope or event.envelope
             name = envelope.name
             if name in watchers:
                 watchers[name](event)
@@ -161,8 +160,6 @@ class NodeRelay:
                         continue
                 for lane in lanes:
                     lane.messages.append(message)
-            if event.was_repaired:
-                repaired += 1
         self.received += len(events)
         self._reads += 1
         for lane in self._lanes:
@@ -179,6 +176,7 @@ class NodeRelay:
         stamped = last.timestamp_us
         if stamped:
             meter.event_lag(now - stamped / 1_000_000)
+        repaired = sum([event.was_repaired for event in events if event._repaired])
         if repaired:
             meter.events_repaired(self.node, repaired)
 

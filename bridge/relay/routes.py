@@ -63,6 +63,8 @@ class Route:
             epoch=epoch,
             unique_keys=settings.unique_keys and self.projection is None,
         )
+        self.wrap = self.encoder.wrap
+        self.content_type = self.encoder.content_type
         self.count = 0
         """Events of this epoch that were numbered per route."""
         self.core = ""
@@ -186,14 +188,21 @@ class DirectLine(Line):
             route.core = core
         if core != route.core or not sequence.isdigit() or (envelope.command and event.injected):
             return self._message(self.topic, event, envelope, number, truncated=False)
-        encoder = route.encoder
         identity = f"{core}:{sequence}"
+        raw = event.raw
         return Message(
             self.topic,
-            encoder.wrap(self.lead, identity, envelope.unique_id, envelope.timestamp, number, event.json),
-            identity + route.suffix,
+            route.wrap(
+                self.lead,
+                identity,
+                envelope.unique_id,
+                envelope.timestamp,
+                number,
+                raw if event.format == "json" and raw.isascii() else event.json,
+            ),
+            f"{identity}{suffix}" if (suffix := route.suffix) else identity,
             self.type,
-            encoder.content_type,
+            route.content_type,
         )
 
 
