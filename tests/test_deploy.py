@@ -133,6 +133,28 @@ def test_prometheus_finds_its_rules_and_the_alerts_their_job() -> None:
         assert set(re.findall(r'job="([^"]*)"', rule["expr"])) <= jobs
 
 
+PROVOKED = Path(__file__).parent / "data" / "prometheus" / "alerts.test.yaml"
+
+
+def test_every_alert_is_provoked_and_kept_quiet() -> None:
+    tests = read_yaml(PROVOKED)["tests"]
+    for name in (rule["alert"] for rule in alerts()):
+        asked = [one for test in tests for one in test["alert_rule_test"] if one["alertname"] == name]
+        assert any(one["exp_alerts"] for one in asked), f"nothing provokes {name}"
+        assert any(one["exp_alerts"] == [] for one in asked), f"nothing shows that {name} keeps quiet"
+    fed = [series["series"].partition("{")[0] for test in tests for series in test["input_series"]]
+    assert [name for name in fed if name not in SERIES] == []
+
+
+def test_prometheus_itself_agrees() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on this machine (it comes with Prometheus; no wheel has it)")
+    for command in (["check", "rules", DEPLOY / "prometheus" / "alerts.yaml"], ["test", "rules", PROVOKED]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def panels() -> Iterator[dict[str, Any]]:
     for panel in json.loads((DEPLOY / "grafana" / "dashboard.json").read_text("utf-8"))["panels"]:
         yield panel
