@@ -16,6 +16,9 @@ CONTENT_TYPE: Final = b"content-type"
 # frames were glued together (a reply cut by FreeSWITCH's 512-byte buffer, a notice written into a header).
 _DECISIVE: Final = frozenset((CONTENT_LENGTH, CONTENT_TYPE, b"reply-text"))
 
+_EVENT: Final = b"text/event-"
+_VARIABLE: Final = b"variable_"  # channel variables of the answer to connect, whose names are anybody's
+
 # More digits than this are hostile whatever the limit; int() is never asked about them.
 _MAX_DIGITS: Final = 10
 
@@ -23,19 +26,31 @@ _MAX_DIGITS: Final = 10
 def parse_block(block: bytes) -> dict[bytes, bytes]:
     """Split a header block (without its blank line) into lower-cased names and their raw values.
 
-    The last of several equal names wins. Raises ``ProtocolError`` for a line that is no header and for two
-    different values of a header that frames the message.
+    The last of several equal names wins. Raises ``ProtocolError`` for a line that is no header, and for the signs
+    of two heads in one: two different values of a header that frames the message, a whole head repeated.
     """
     headers: dict[bytes, bytes] = {}
+    repeated: set[bytes] = set()
     for line in block.split(b"\n"):
         name, colon, value = line.partition(b":")
         name = name.strip().lower()
         if not colon or not name:
             raise ProtocolError(f"not a header line: {excerpt(line)}")
         value = value.strip(b" \t\r")
-        if name in _DECISIVE and headers.get(name, value) != value:
-            raise ProtocolError(f"two different values of {name.decode()}: two frames run into each other")
+        if name in _DECISIVE:
+            if name in headers:
+                repeated.add(name)
+                if headers[name] != value:
+                    raise ProtocolError(f"two different values of {name.decode()}: two frames run into each other")
+        elif name.endswith(CONTENT_LENGTH) and not name.startswith(_VARIABLE):
+            # A head that was cut in the middle of a name, and the next frame's head behind it.
+            raise ProtocolError(f"a length in the middle of a line: two frames run into each other: {excerpt(line)}")
         headers[name] = value
+    if CONTENT_LENGTH in repeated and (
+        CONTENT_TYPE in repeated or headers.get(CONTENT_TYPE, b"").lower().startswith(_EVENT)
+    ):
+        # A head cut behind its first line: FreeSWITCH writes an event's length first.
+        raise ProtocolError("two heads in one: two frames run into each other")
     return headers
 
 

@@ -15,6 +15,7 @@ from bridge.esl.headers import decode_block, parse_block
 HeaderValue = str | list[str]
 
 _LENGTHS: Final = re.compile(rb"^content-length:[ \t]*([0-9]{1,10})\r?$", re.IGNORECASE | re.MULTILINE)
+_NEXT_HEAD: Final = b"\nContent-Type: text/event-plain\n\n"
 _UNDEFINED: Final = b"_undef_"  # how the plain format writes an empty value
 _ARRAY: Final = "ARRAY::"
 _ARRAY_SEPARATOR: Final = "|:"
@@ -33,6 +34,8 @@ def split_plain(raw: bytes) -> tuple[bytes, bytes | None]:
         raise ProtocolError("a plain event without the blank line at its end: the stream is out of step")
     body = raw[end + 2 :]
     if not body:
+        if raw.endswith(_NEXT_HEAD):
+            raise ProtocolError("a plain event with the next frame's head at its end: the stream is out of step")
         return raw[:end], None
     block = raw[:end]
     # A sender's own Content-Length can stand before the true one.

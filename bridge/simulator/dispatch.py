@@ -41,9 +41,8 @@ def log_level(text: str) -> int | None:
 class Dispatcher:
     """Finds the command by case-insensitive prefix, in mod_event_socket's order, and runs it."""
 
-    def __init__(self, switch: SimulatedSwitch, password: str, users: Mapping[str, User]) -> None:
+    def __init__(self, switch: SimulatedSwitch, users: Mapping[str, User]) -> None:
         self._switch = switch
-        self._password = password
         self._users = users
         self._table: list[tuple[str, Callable[[Connection, ClientCommand], Answer]]] = [
             ("filter ", self._filter),
@@ -91,7 +90,7 @@ class Dispatcher:
         return b""
 
     def _auth(self, connection: Connection, password: str) -> bytes:
-        if password != self._password or self._switch.faults.refuses_login(connection):
+        if password != self._switch.password or self._switch.faults.refuses_login(connection):
             return self._refuse(connection)
         connection.authenticated = True
         return render_reply("+OK accepted")

@@ -73,6 +73,7 @@ class SimulatedSwitch:
         self.host = host
         self.port = port
         self.password = password
+        """What ``auth`` must say; may be changed while it runs."""
         self.call_duration = call_duration
         self.hostname = hostname
         self.switchname = switchname or hostname
@@ -102,7 +103,7 @@ class SimulatedSwitch:
         self.api = Api(self)
         self.heart = Heart(self, heartbeat_interval)
         self.traffic = Traffic(self, calls_per_second, call_duration)
-        self._dispatcher = Dispatcher(self, password, users or {})
+        self._dispatcher = Dispatcher(self, users or {})
         self._tls = tls
         self._path = path
         self._listeners: list[Connection] = []

@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol, cast
+from weakref import WeakKeyDictionary
 
 from bridge.errors import ConnectionLost, ConnectTimeout, EslError
 from bridge.esl import commands
@@ -24,6 +25,7 @@ EVENT_BUFFER: Final = 512 * 1024
 COMMAND_BUFFER: Final = 64 * 1024
 """The same for a command connection, which reads replies and few events."""
 
+_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, memoryview]] = WeakKeyDictionary()
 _GOODBYE_PATIENCE = 2.0  # s between FreeSWITCH's disconnect notice and our closing, if it does not
 
 
@@ -37,6 +39,14 @@ class ConnectionOwner(Protocol):
         """The end, told once; ``closed.lost`` are the commands that will never be answered."""
 
 
+def _shared_buffer(loop: asyncio.AbstractEventLoop, size: int) -> memoryview:
+    """The read buffer of all connections of a loop: it is filled and emptied within one callback of the loop."""
+    buffers = _buffers.setdefault(loop, {})
+    if size not in buffers:
+        buffers[size] = memoryview(bytearray(size))
+    return buffers[size]
+
+
 class Connection(asyncio.BufferedProtocol):
     """One authenticated connection to FreeSWITCH, made by ``open``."""
 
@@ -46,8 +56,8 @@ class Connection(asyncio.BufferedProtocol):
         """False while the peer does not read what we wrote."""
         self._owner = owner
         self._protocol = protocol
-        self._buffer = memoryview(bytearray(buffer_size))
         self._loop = asyncio.get_running_loop()
+        self._buffer = _shared_buffer(self._loop, buffer_size)
         self.read_at = self._loop.time()
         """When anything was last read (loop time, s)."""
         self._transport: asyncio.Transport | None = None
@@ -148,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the one buffer; what is kept of it is copied before ``buffer_updated`` returns."""
+        """Lend the loop's buffer; what is kept of it is copied before ``buffer_updated`` returns."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -165,7 +175,6 @@ class Connection(asyncio.BufferedProtocol):
         """Tell the owner, unless it knows."""
         if self._goodbye is not None:
             self._goodbye.cancel()
-        self._buffer = memoryview(b"")  # whoever still holds this connection should not hold its buffer
         if not self._gone.done():
             self._gone.set_result(None)
         if self._closed is None:
@@ -206,6 +215,8 @@ class Connection(asyncio.BufferedProtocol):
             del occurrences[-1]
         if not self._ready:
             occurrences = self._authenticate(occurrences)
+            if closed is None and not self._ready and self._protocol.state is esl.State.CLOSING:
+                closed = cast("esl.Closed", self._protocol.receive_eof()[-1])  # a goodbye before we were let in
         if occurrences:
             if self._protocol.state is esl.State.CLOSING and self._goodbye is None:
                 # FreeSWITCH said goodbye: events may still come, commands can not be sent any more.
@@ -222,6 +233,8 @@ class Connection(asyncio.BufferedProtocol):
         for index, one in enumerate(occurrences):
             if type(one) is esl.AuthRequested:
                 self._greeted = True
+                if self._protocol.state is not esl.State.AUTHENTICATING:
+                    continue  # a goodbye came behind the greeting
                 url = self.url
                 secret = commands.userauth(url.username, url.password) if url.username else commands.auth(url.password)
                 self._protocol.send(secret, None)
