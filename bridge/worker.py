@@ -33,7 +33,7 @@ from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
 from bridge.relay.reservoir import Reservoir
 from bridge.relay.settings import CommandHooks
-from bridge.reload import reload
+from bridge.reload import Outcome, reload
 from bridge.switch.deadlines import Deadlines
 from bridge.switch.node import NodeChange, NodeState
 from bridge.wiring import command_policy, command_settings, event_settings, open_reservoir
@@ -188,13 +188,14 @@ class Worker:
         """The node has other tags."""
         self.crew.retag(node.name, node.tags)
 
-    async def reload(self, settings: Settings) -> None:
+    async def reload(self, settings: Settings) -> Outcome:
         """Take a changed configuration over, and say in the log what changed. Raises ``ConfigError``, unchanged."""
         async with self._reloading:
             outcome = await reload(self, settings)
         log.info("configuration reloaded", changes=[str(one) for one in outcome.changed])
         if outcome.fixed:
             log.warning("these changes take a restart", changes=[str(one) for one in outcome.fixed])
+        return outcome
 
     @property
     def ready(self) -> tuple[bool, str]:

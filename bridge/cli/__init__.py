@@ -20,6 +20,7 @@ from bridge.cli.call import call
 from bridge.cli.check import check
 from bridge.cli.demo import demo
 from bridge.cli.nodes import nodes
+from bridge.cli.reload import reload
 from bridge.cli.run import run
 from bridge.cli.simulate import simulate
 from bridge.cli.tail import tail
@@ -65,7 +66,7 @@ def help_of(docstring: str) -> str:
     return "\n\n".join([*paragraphs, "\n".join([f"\b{EXAMPLES}", *lines])])
 
 
-for command in (demo, run, check, tail, call, nodes, simulate, asyncapi):
+for command in (demo, run, reload, check, tail, call, nodes, simulate, asyncapi):
     app.command(help=help_of(command.__doc__ or ""))(command)
 
 

@@ -60,6 +60,7 @@ def stop_on_signals() -> Iterator[StopWish]:
     loop = asyncio.get_running_loop()
     wish = StopWish()
     wanted = (signal.SIGINT, signal.SIGTERM)
+    before = signal.getsignal(signal.SIGINT)
     for number in wanted:
         loop.add_signal_handler(number, wish.ask)
     try:
@@ -67,6 +68,8 @@ def stop_on_signals() -> Iterator[StopWish]:
     finally:
         for number in wanted:
             loop.remove_signal_handler(number)
+        # The loop leaves Python's own handler behind, whose KeyboardInterrupt could come anywhere.
+        signal.signal(signal.SIGINT, before)
 
 
 async def until_stopped(wish: StopWish, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -6,11 +6,13 @@ This room never asks the bus; that a name is unique among hosts is the operator'
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import secrets
 import socket
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -33,12 +35,22 @@ class Identity:
         self.instance = f"{id}.{secrets.token_hex(4)}"
         self.state_dir = state_dir
         self._lock = lock
+        self._reloads = 0
         self._temporary = temporary
 
     @property
     def temporary(self) -> bool:
         """Whether the state directory goes with this process."""
         return self._temporary is not None
+
+    def note_reload(self, told: Mapping[str, object]) -> None:
+        """Leave word of a reload beside the process id, for ``esl-bridge reload``."""
+        self._reloads += 1
+        self._lock.seek(0)
+        self._lock.truncate()
+        # One write: a reader sees all of it or finds it unreadable and looks again.
+        self._lock.write(f"{os.getpid()}\n{json.dumps({'reloads': self._reloads, **told})}\n")
+        self._lock.flush()
 
     def release(self) -> None:
         """Give the name and a temporary folder back."""

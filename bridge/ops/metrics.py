@@ -59,6 +59,9 @@ class Metrics:
         self._bus_reconnects = self._counter("bus_reconnects", "Bus connections made again")
         self._buffer_events = self._gauge("buffer_events", "Events that wait for the bus")
         self._buffer_bytes = self._gauge("buffer_bytes", "Bytes of events that wait for the bus")
+        self._reloads = self._counter("reloads", "Configurations that were to be taken over", "outcome")
+        self._reload_good = self._gauge("config_good", "0 when the last reload was refused: what runs is not the file")
+        self._reload_good.set(1)
         Info(PREFIX + "build", "What runs here", registry=self.registry).info({"version": bridge.__version__})
 
         self._by_node: dict[tuple[int, str], Counter] = {}
@@ -134,6 +137,11 @@ class Metrics:
         """Count a reply that came after its timeout."""
         self._late.inc()
         self.totals["late_replies"] += 1
+
+    def reloaded(self, good: bool) -> None:
+        """Count a reload; ``good`` when it was taken over."""
+        self._reloads.labels("ok" if good else "refused").inc()
+        self._reload_good.set(1 if good else 0)
 
     # --- nodes ---
 
