@@ -243,6 +243,7 @@ class NodeSteward:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.link.stop()
+        self.feed.forget()
 
     # --- inside ------------------------------------------------------------------------------------------------------
 

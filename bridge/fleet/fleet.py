@@ -300,7 +300,7 @@ class Fleet:
 
     def _may_take(self, one: Ownership, now: float) -> bool:
         """After an outage of the storage the owner of before comes first: it has what nobody else kept."""
-        if self._back_at + self.lease_time <= now or not one.owner_seen:
+        if self._back_at + self.lease_time <= now:
             return True
         one.retry_at = self._back_at + self.lease_time
         return False

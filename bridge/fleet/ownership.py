@@ -88,8 +88,6 @@ class Ownership:
         self.overlapped = False
         self.ready_beat: tuple[str, int] | None = None
         """Instance and beat of the owner when we first were ready beside it."""
-        self.owner_seen = ""
-        """The instance of another worker that owned the node when we last looked."""
         self.ready_since = 0.0
         self.unlinked_since = 0.0
         self._mark = Mark()
@@ -185,7 +183,6 @@ class Ownership:
 
     def watch(self, instance: str, entry: NodeEntry, beat: int) -> None:
         """Another worker owns the node: see whether we overlap, and forget what it has published."""
-        self.owner_seen = instance
         if not self.hands.ready:
             self.overlapped, self.ready_beat = False, None
             return
@@ -200,4 +197,3 @@ class Ownership:
     def _forget_owner(self) -> None:
         self.overlapped = False
         self.ready_beat = None
-        self.owner_seen = ""

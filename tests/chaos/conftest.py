@@ -298,6 +298,3 @@ async def arena(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         found = Arena(broker, tmp_path, stack)
         await found.open()
         yield found
-
-
-both = pytest.mark.parametrize("arena", ["nats", "redis"], indirect=True)

@@ -81,7 +81,7 @@ async def test_a_rolling_restart_under_load_loses_and_repeats_nothing(arena: Are
     assert not arena.gaps, [gap.data for gap in arena.gaps]
 
 
-@both
+@pytest.mark.parametrize("arena", ["redis"], indirect=True)
 async def test_a_frozen_worker_is_replaced_and_harmless_when_it_wakes(arena: Arena) -> None:
     await arena.nodes(2)
     workers = {id: await arena.worker(id, standby=1) for id in ("a", "b")}
