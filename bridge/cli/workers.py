@@ -185,6 +185,8 @@ async def _keep(one: WorkerProcess, wish: StopWish) -> int:
         began = loop.time()
         code = await process.wait()
         if wish.is_set():
+            if code == -signal.SIGTERM and not one.ready:
+                return exits.FINE  # it had not even begun
             return code if code >= 0 else 128 - code
         if code in HOPELESS:
             log.error("worker cannot run", number=one.number, code=code)
