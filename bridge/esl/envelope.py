@@ -44,6 +44,10 @@ class Envelope(msgspec.Struct, rename=_FIELDS, gc=False):
     command: str = ""
 
 
+# FreeSWITCH looks headers up in any case, and some of its modules write this one in lower case.
+other_spellings: Final = re.compile(rb'"(unique-id)"\s*:', re.IGNORECASE).findall
+_ANY_CASE_PLAIN: Final = re.compile(rb"(?:^|\n)unique-id: ?(.*)", re.IGNORECASE)
+
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
 decode_strictly: Final = _ENVELOPE.decode
 """Read the envelope of a JSON event; raises one of ``UNREADABLE`` where it needs repair or is none."""
@@ -58,16 +62,24 @@ def decode_envelope(raw: bytes) -> Envelope:
     Raises ``ValueError`` where it is none even after repairing its UTF-8.
     """
     try:
-        return _ENVELOPE.decode(raw)
+        envelope = _ENVELOPE.decode(raw)
     except UNREADABLE:
         headers = _decode_leniently(raw)
-        return Envelope(**{field: _one(headers.get(header, "")) for field, header in _FIELDS.items()})
+        envelope = Envelope(**{field: _one(headers.get(header, "")) for field, header in _FIELDS.items()})
+    if not envelope.unique_id and (spellings := other_spellings(raw)):
+        headers = decode_json(raw)
+        for spelling in spellings:  # the last one counts; what stands inside of a value is no header
+            envelope.unique_id = _one(headers.get(spelling.decode(), envelope.unique_id))
+    return envelope
 
 
 def find_envelope(block: bytes) -> Envelope:
     """Read the envelope of a plain event from its header block; its other lines are not decoded."""
     lines = dict(_PLAIN_LINES.findall(b"\n" + block))
-    return Envelope(*[decode_value(lines[name]) if name in lines else "" for name in _PLAIN_NAMES])
+    envelope = Envelope(*[decode_value(lines[name]) if name in lines else "" for name in _PLAIN_NAMES])
+    if not envelope.unique_id and (values := _ANY_CASE_PLAIN.findall(block)):
+        envelope.unique_id = decode_value(values[-1])
+    return envelope
 
 
 def decode_json(raw: bytes) -> dict[str, HeaderValue]:

@@ -10,7 +10,15 @@ from typing import Literal, TypeVar, overload
 import msgspec
 
 from bridge.errors import ProtocolError
-from bridge.esl.envelope import UNREADABLE, Envelope, decode_envelope, decode_json, decode_strictly, find_envelope
+from bridge.esl.envelope import (
+    UNREADABLE,
+    Envelope,
+    decode_envelope,
+    decode_json,
+    decode_strictly,
+    find_envelope,
+    other_spellings,
+)
 from bridge.esl.headers import excerpt
 from bridge.esl.plain import HeaderValue, decode_plain, split_plain
 
@@ -201,9 +209,12 @@ class Event(msgspec.Struct, gc=False, eq=False):
 def read_json_event(raw: bytes) -> Event | None:
     """Make an event of a JSON body in one step; None for what ``Event.parse`` shall judge."""
     try:
-        return Event(raw, "json", decode_strictly(raw))
+        envelope = decode_strictly(raw)
     except UNREADABLE:
         return None
+    if not envelope.unique_id and other_spellings(raw):
+        return None
+    return Event(raw, "json", envelope)
 
 
 def _read_envelope(raw: bytes, format: Format) -> Envelope:

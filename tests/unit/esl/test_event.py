@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bridge.errors import ProtocolError
-from bridge.esl.event import Event
+from bridge.esl.event import Event, read_json_event
 from bridge.esl.plain import decode_plain, decode_value, split_plain
 
 JSON = (
@@ -140,3 +140,22 @@ def test_the_fast_way_and_the_slow_way_agree(block):
             repaired = repaired or "\ufffd" in text
             expected[name.decode()] = text[7:].split("|:") if text.startswith("ARRAY::") else text
     assert decode_plain(block) == (expected, repaired)
+
+
+@pytest.mark.parametrize(
+    ("text", "uuid"),
+    [
+        ('{"Event-Name":"X","unique-id":"A"}', "A"),
+        ('{"Event-Name":"X","UNIQUE-ID":"A","unique-id" : "B"}', "B"),
+        ('{"Event-Name":"X","unique-id":"A","Unique-ID":"B"}', "B"),
+        ('{"Event-Name":"X","Unique-ID":"B","unique-id":"A"}', "B"),
+        ('{"Event-Name":"X","other":"\\"unique-id\\": 5"}', ""),
+        ('{"Event-Name":"X","Other-Leg-Unique-ID":"A"}', ""),
+    ],
+)
+def test_the_call_is_found_in_any_spelling(text: str, uuid: str):
+    assert Event.parse(text.encode()).unique_id == uuid
+    fast = read_json_event(text.encode())
+    assert fast is None or fast.unique_id == uuid
+    lines = "".join(f"{name}: {value}\n" for name, value in json.loads(text).items() if name != "other")
+    assert Event.parse(f"{lines}\n".encode(), "plain").unique_id == uuid
