@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check bench docs docs-site clean
+.PHONY: help demo test lint format check bench bench-fleet soak docs docs-site clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench-fleet: $(VENV)/.dev ## Scale the fleet: make bench-fleet ARGS="--nodes 1000 --workers 16 --bus nats"
+	@$(BIN)/python tests/benchmarks/fleet.py $(ARGS)
+
+soak: $(VENV)/.dev ## Kill, freeze and cut workers for minutes: make soak ARGS="--minutes 30 --bus redis"
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 check: lint test ## What CI runs
 
