@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,13 +18,14 @@ from bridge.errors import BusUnavailable
 from bridge.messages.command import CommandReply, CommandRequest
 from bridge.messages.notice import AuditNotice
 from bridge.ops.access import Access
-from bridge.ops.console import Console
-from bridge.ops.http import HttpServer, PageSources
 from bridge.ops.journal import TEXT_LIMIT, Journal, command_text
 from bridge.ops.metrics import Metrics
 from bridge.ops.tail import Tail
 from bridge.redaction import Redactor
 from bridge.relay.exchange import Exchange
+
+if TYPE_CHECKING:
+    from bridge.ops.http import HttpServer
 
 # So many of the requests in hand are listed on the page, the oldest.
 SHOWN_IN_HAND = 20
@@ -69,6 +70,10 @@ class Operations:
             return None
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
+
+        # aiohttp is a third of a second; a worker without HTTP does without.
+        from bridge.ops.console import Console
+        from bridge.ops.http import HttpServer, PageSources
 
         def access() -> Access:
             return Access(self._http.token.get_secret_value(), host)

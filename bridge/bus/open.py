@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from bridge.bus.base import Bus, ServiceCard
@@ -10,6 +13,19 @@ from bridge.errors import ConfigError
 NATS_SCHEMES = ("nats", "tls")
 REDIS_SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel", "unix")
 SCHEMES = (*NATS_SCHEMES, *REDIS_SCHEMES, "memory")
+
+
+@contextmanager
+def _without_web_sockets() -> Iterator[None]:
+    """Keep nats-py from loading aiohttp, a third of a second, for a transport that no URL of ours can ask for."""
+    if "aiohttp" in sys.modules or "nats" in sys.modules:
+        yield
+        return
+    sys.modules["aiohttp"] = None  # type: ignore[assignment] # "not to be had", to whoever imports it
+    try:
+        yield
+    finally:
+        del sys.modules["aiohttp"]
 
 
 def open_bus(
@@ -40,7 +56,8 @@ def open_bus(
     if not found or scheme not in SCHEMES:
         raise ConfigError(f"bus.url: expected one of {', '.join(f'{it}://' for it in SCHEMES)}")
     if scheme in NATS_SCHEMES:
-        from bridge.bus.nats import NatsBus, NatsFiles
+        with _without_web_sockets():
+            from bridge.bus.nats import NatsBus, NatsFiles
 
         return NatsBus(
             url,

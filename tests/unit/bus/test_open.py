@@ -37,3 +37,13 @@ def test_drivers_are_imported_when_they_are_asked_for() -> None:
         "print([name for name in ('nats', 'redis') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_nats_does_not_load_what_it_never_needs():
+    code = (
+        "import sys; from bridge.bus.open import open_bus; open_bus('nats://127.0.0.1:1'); "
+        "assert 'aiohttp' not in sys.modules; import aiohttp; assert aiohttp.ClientSession"
+    )
+    program = f"import asyncio\nasync def main():\n    {code}\nasyncio.run(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
