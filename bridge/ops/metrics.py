@@ -45,6 +45,11 @@ class Metrics:
         self._dropped = self._counter("events_dropped", "Events that did not reach the bus", "node", "reason")
         self._repaired = self._counter("events_repaired", "Events whose invalid UTF-8 was repaired", "node")
         self._event_lag = self._histogram("event_lag_seconds", "FreeSWITCH's timestamp to the bus write", LAG_BUCKETS)
+        self._node_event_lag = self._gauge(
+            "node_event_lag_seconds",
+            "The same of the node's last events: FreeSWITCH's timestamp to the bus write",
+            "node",
+        )
         self._heartbeat_lag = self._gauge("heartbeat_lag_seconds", "HEARTBEAT's timestamp to its arrival", "node")
         self._commands = self._counter("commands", "Command requests by their outcome", "op", "status")
         self._command_time = self._histogram("command_seconds", "Request taken to final reply", COMMAND_BUCKETS)
@@ -66,6 +71,8 @@ class Metrics:
 
         self._by_node: dict[tuple[int, str], Counter] = {}
         self._by_outcome: dict[tuple[str, str], Counter] = {}
+        self._read_lag: dict[str, float] = {}
+        self._lag_of: dict[str, Gauge] = {}
         self._bus_was_up = False
         self._bus_ever_up = False
         self.gaps: dict[str, int] = {}
@@ -110,9 +117,18 @@ class Metrics:
         """Count events whose invalid UTF-8 was repaired."""
         self._child(self._repaired, node).inc(count)
 
-    def event_lag(self, seconds: float) -> None:
-        """Note the time from FreeSWITCH's timestamp to the bus write; once a batch is enough."""
-        self._event_lag.observe(seconds if seconds > 0 else 0.0)
+    def event_read(self, node: str, lag: float) -> None:
+        """Note the age (s) of the last event of a read of the node's socket."""
+        self._read_lag[node] = lag if lag > 0 else 0.0
+
+    def event_lag(self, node: str, waited: float) -> None:
+        """Events of the node were written to the bus, ``waited`` s after they were read; once a batch is enough."""
+        lag = self._read_lag.get(node, 0.0) + (waited if waited > 0 else 0.0)
+        self._event_lag.observe(lag)
+        child = self._lag_of.get(node)
+        if child is None:
+            child = self._lag_of[node] = self._node_event_lag.labels(node)
+        child.set(lag)
 
     def gap(self, node: str, reason: str) -> None:
         """Count a gap that was told."""
@@ -165,7 +181,9 @@ class Metrics:
 
     def forget_node(self, node: str) -> None:
         """Take away the gauges of a node that is no longer ours."""
-        for gauge in (self._node_up, self._node_sessions, self._heartbeat_lag):
+        self._lag_of.pop(node, None)
+        self._read_lag.pop(node, None)
+        for gauge in (self._node_up, self._node_sessions, self._heartbeat_lag, self._node_event_lag):
             gauge.remove_by_labels({"node": node})
 
     # --- bus ---

@@ -51,8 +51,8 @@ class EventMeter(Protocol):
     def events_repaired(self, node: str, count: int = 1) -> None:
         """``count`` events held invalid UTF-8."""
 
-    def event_lag(self, seconds: float) -> None:
-        """FreeSWITCH's timestamp of the last event of a read to its hand-over to the bus."""
+    def event_read(self, node: str, lag: float) -> None:
+        """The last event of a read had this age, in s since FreeSWITCH's timestamp."""
 
     def node_up(self, node: str, up: bool) -> None:
         """Whether the node serves."""
@@ -175,7 +175,7 @@ class NodeRelay:
         meter.events_received(self.node, len(events))
         stamped = last.timestamp_us
         if stamped:
-            meter.event_lag(now - stamped / 1_000_000)
+            meter.event_read(self.node, now - stamped / 1_000_000)
         repaired = sum([event.was_repaired for event in events if event._repaired])
         if repaired:
             meter.events_repaired(self.node, repaired)

@@ -47,6 +47,9 @@ class PublishMeter(Protocol):
     def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
         """``count`` events of ``node`` will not be published."""
 
+    def event_lag(self, node: str, waited: float) -> None:
+        """Events of ``node`` were written, ``waited`` s after they were read."""
+
     def gap(self, node: str, reason: str) -> None:
         """A loss was told."""
 
@@ -131,6 +134,11 @@ class Outlet:
         for buffer, chunks in parts:
             buffer.put_back(chunks)
 
+    def _note_lag(self, parts: _Parts) -> None:
+        now = time.time()
+        for buffer, chunks in parts:
+            self._meter.event_lag(buffer.node, now - chunks[-1].at)
+
     def _confirmed(self, parts: _Parts) -> None:
         for buffer, chunks in parts:
             count = 0
@@ -200,6 +208,7 @@ class TopicOutlet(Outlet):
                 log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
                 self._book_failure(parts, notices, failure)
                 return
+            self._note_lag(parts)
             self._written.append((number, parts))
             self._settle()
             if self._written and self._look is None:
@@ -297,6 +306,7 @@ class StreamOutlet(Outlet):
                 self._there = False  # it may have been deleted
                 await asyncio.sleep(RETRY_DELAY)
             else:
+                self._note_lag(parts)
                 self._confirmed(parts)
 
     async def _ensure(self) -> bool:

@@ -41,14 +41,18 @@ def test_events_are_counted_by_node(metrics):
     metrics.events_published("fs2")
     metrics.events_dropped("fs1", "buffer", 3)
     metrics.events_repaired("fs1")
-    metrics.event_lag(0.003)
-    metrics.event_lag(-5)
+    metrics.event_read("fs1", 0.003)
+    metrics.event_lag("fs1", 2.0)
+    metrics.event_read("fs1", -5)
+    metrics.event_lag("fs1", -5)
     metrics.gap("fs1", "link")
     assert value(metrics, "events_received_total", node="fs1") == 10
     assert value(metrics, "events_published_total", node="fs2") == 1
     assert value(metrics, "events_dropped_total", node="fs1", reason="buffer") == 3
     assert value(metrics, "event_lag_seconds_count") == 2
     assert value(metrics, "event_lag_seconds_bucket", le="0.0005") == 1
+    assert value(metrics, "event_lag_seconds_sum") == pytest.approx(2.003)
+    assert value(metrics, "node_event_lag_seconds", node="fs1") == 0
     assert metrics.totals["events_published"] == 8
     assert metrics.totals["events_dropped"] == 3
 
@@ -73,7 +77,9 @@ def test_a_node_that_is_gone_has_no_gauges(metrics):
     assert value(metrics, "node_up", node="fs1") == 1
     assert value(metrics, "node_sessions", node="fs1") == 12
     assert value(metrics, "reconnects_total", node="fs1") == 1
+    metrics.event_lag("fs1", 1.0)
     metrics.forget_node("fs1")
+    assert value(metrics, "node_event_lag_seconds", node="fs1") is None
     metrics.forget_node("never seen")
     assert value(metrics, "node_up", node="fs1") is None
 

@@ -39,7 +39,10 @@ class Meter:
     def events_repaired(self, node: str, count: int = 1) -> None:
         self._add("repaired", count)
 
-    def event_lag(self, seconds: float) -> None:
+    def event_lag(self, node: str, waited: float) -> None:
+        pass
+
+    def event_read(self, node: str, lag: float) -> None:
         self._add("lag", 1)
 
     def node_up(self, node: str, up: bool) -> None:

@@ -67,6 +67,9 @@ class Meter:
     def events_dropped(self, node: str, reason: str, count: int = 1) -> None:
         self.lost[reason] = self.lost.get(reason, 0) + count
 
+    def event_lag(self, node: str, waited: float) -> None:
+        self.waited = waited
+
     def gap(self, node: str, reason: str) -> None:
         self.gaps_told += 1
 
