@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 # How long until a bus that was away is asked again, in seconds.
 AGAIN = 1.0
+# Between two looks whether a node serves by now, only while the worker starts, in seconds.
+A_MOMENT = 0.02
 
 
 class Queues:
@@ -43,16 +45,21 @@ class Queues:
         """Whether the shared queues are consumed."""
         return len(self._consumers) == len(self.names)
 
-    async def take(self) -> None:
+    async def take(self, serving: Callable[[], object], patience: float) -> None:
         """Choose the ledger and consume the shared queues; returns when that is done.
 
-        Raises ``BusRefused`` where the broker refuses what was asked for.
+        Before that it waits at most ``patience`` s for a node to serve: what came sooner would be answered
+        ``unavailable`` although another worker could have served it. Raises ``BusRefused`` where the broker refuses.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience
         while not self.taken:
             try:
                 if not self._chosen.is_set():
                     await self._choose_ledger()
                     self._chosen.set()
+                while not serving() and loop.time() < deadline:  # noqa: ASYNC110 - the nodes are anybody's state
+                    await asyncio.sleep(A_MOMENT)
                 for name in self.names[len(self._consumers) :]:
                     self._consumers.append(await self._consume(name, self._relay.room))
             except BusUnavailable as error:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping
 from bridge.messages.fleet import NodeEntry, WorkerEntry
 from bridge.switch.node import NodeLoad
 
+BETWEEN_OWNERS = 10.0
+"""Seconds for which a node that nobody tells of is still what its last owner told."""
+
 
 class Directory:
     """Looks nodes up in the entries of the members; ``clock`` gives loop time (s)."""
@@ -19,6 +22,7 @@ class Directory:
         self._clock = clock
         self._known: Mapping[str, WorkerEntry] | None = None
         self._nodes: dict[str, tuple[NodeEntry, str, float]] = {}
+        self._between: dict[str, float] = {}  # nodes without an owner, since when
 
     def find(self, node: str) -> NodeEntry | None:
         """The node as its owner sees it."""
@@ -47,6 +51,19 @@ class Directory:
             interval=one.interval,
         )
 
+    def _leave_between(
+        self,
+        before: Mapping[str, tuple[NodeEntry, str, float]],
+        fresh: dict[str, tuple[NodeEntry, str, float]],
+        now: float,
+    ) -> None:
+        """A node changes hands: until somebody tells of it again it is what it was, for a while."""
+        for name, (one, _owner, seen) in before.items():
+            since = self._between.setdefault(name, now) if name not in fresh else self._between.pop(name, now)
+            if name not in fresh and now - since < BETWEEN_OWNERS:
+                fresh[name] = (one, "", seen)
+        self._between = {name: since for name, since in self._between.items() if name in fresh}
+
     def _look(self) -> Mapping[str, tuple[NodeEntry, str, float]]:
         members = self._members()
         if members is not self._known:
@@ -59,5 +76,6 @@ class Directory:
                     known = before.get(one.name)
                     # The same object: its worker wrote nothing new.
                     fresh[one.name] = known if known is not None and known[0] is one else (one, entry.id, now)
+            self._leave_between(before, fresh, now)
             self._nodes = fresh
         return self._nodes
