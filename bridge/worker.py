@@ -330,7 +330,8 @@ class Worker:
         """Consume the queues as soon as the bus is there; what the broker refuses for good ends the worker."""
         await self._connected.wait()
         try:
-            await self.queues.take()  # a node's own queues are taken by its owner (crew/steward.py)
+            # A node's own queues are taken by its owner (crew/steward.py).
+            await self.queues.take(self.nodes.serving, self.settings.esl.esl_connect_timeout / 1000)
         except BusError as error:
             log.error("requests cannot be taken", reason=str(error))
             if not self.failed.done():
