@@ -5,16 +5,17 @@ This room only gathers what others know; the one thing that it can start is a re
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bridge.bus.base import Bus
+from bridge.bus.base import Bus, Delivery
 from bridge.client import Bridge
 from bridge.config import HttpSettings, Settings
-from bridge.errors import BusUnavailable
+from bridge.errors import BusUnavailable, ConfigError
 from bridge.messages.command import CommandReply, CommandRequest
 from bridge.messages.notice import AuditNotice
 from bridge.ops.access import Access
@@ -26,6 +27,7 @@ from bridge.relay.exchange import Exchange
 
 if TYPE_CHECKING:
     from bridge.ops.http import HttpServer
+    from bridge.ops.tracing import OtlpTracing
 
 # So many of the requests in hand are listed on the page, the oldest.
 SHOWN_IN_HAND = 20
@@ -52,7 +54,24 @@ class Operations:
         self._describe = describe
         self._ready = ready
         self._in_hand = in_hand
+        self._traces: OtlpTracing | None = None
         self._client = Bridge.over(bus, codec=settings.bus.codec, queue=settings.commands.queue)
+
+    def tracing(self, worker: str) -> Callable[[Delivery], Delivery] | None:
+        """What wraps deliveries in spans; None where no traces are asked for. Raises ``ConfigError``."""
+        if self._settings.trace.exporter == "none":
+            return None
+        try:
+            from bridge.ops.tracing import OtlpTracing
+        except ImportError:
+            raise ConfigError([("trace.exporter", "needs pip install 'esl-bridge[otel]'")]) from None
+        self._traces = OtlpTracing(worker)
+        return self._traces.wrap
+
+    async def close(self) -> None:
+        """Send the last spans."""
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
 
     def follow(self, settings: Settings) -> None:
         """Go on with other settings: token, console and the secrets to hide change at once."""

@@ -269,6 +269,14 @@ class LogSettings(Section):
     format: Literal["auto", "text", "json"] = setting("auto", "auto: text on a terminal, JSON otherwise")
 
 
+class TraceSettings(Section):
+    """``[trace]``: spans of commands for OpenTelemetry."""
+
+    exporter: Literal["none", "otlp"] = setting(
+        "none", "otlp: send a span of each command, as the OTEL_... variables say; needs the extra otel"
+    )
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -282,6 +290,7 @@ class Settings(Section):
     policy: PolicySettings = Field(default_factory=PolicySettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     log: LogSettings = Field(default_factory=LogSettings)
+    trace: TraceSettings = Field(default_factory=TraceSettings)
 
     @model_validator(mode="after")
     def _check(self) -> Settings:

@@ -132,6 +132,8 @@ class CommandRelay:
 
     def accept(self, delivery: Delivery) -> None:
         """Take a request in hand; its delivery is finished or rejected, now or later. Never raises, never blocks."""
+        if self._hooks.wrap is not None:
+            delivery = self._hooks.wrap(delivery)
         try:
             exchange = self._intake.read(delivery)
         except Unreadable as fault:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bridge.bus.base import Delivery
 from bridge.messages.reply import CommandReply
 from bridge.messages.request import CommandRequest
 from bridge.relay.verbs import DEFAULT_BACKGROUND, DEFAULT_SAFE
@@ -57,5 +58,7 @@ class CommandHooks:
     """Every denial: op, reason."""
     on_room: Callable[[], None] = _ignore
     """``room()``, or ``room_in_line()`` of a node, was 0 and is not any more."""
+    wrap: Callable[[Delivery], Delivery] | None = None
+    """Every delivery, before it is read: what comes back is taken in its place (tracing)."""
     audit: Callable[[CommandRequest, CommandReply], None] | None = None
     """Every request that could be read, with its final reply."""
