@@ -175,6 +175,7 @@ class Worker:
             await self.bus.close()
         if self.http is not None:
             await self.http.stop()
+        await self.operations.close()
         self.deadlines.close()
         self.identity.release()
         log.info("worker ended", worker=self.id, events_given_up=left)
@@ -277,6 +278,7 @@ class Worker:
                 on_denied=self._denied,
                 on_room=self._resume,
                 audit=self._audit,
+                wrap=self.operations.tracing(self.id),
             ),
         )
 
