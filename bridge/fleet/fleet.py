@@ -28,6 +28,10 @@ OVERLAP = 0.5
 """Seconds that a successor must have been ready before the owner lets go: what is still on the wire arrives."""
 UNLINKED = 3.0
 """Seconds without a link after which an owner gives the node to a worker that has one."""
+PACE = 100
+"""Most nodes that a worker links to at the same time: those who start together get their share before one has all."""
+LINKING = 5.0
+"""Seconds after which a node that cannot be reached is no longer waited for."""
 HURRY = 0.1
 """Least seconds between two beats, however many words come in."""
 
@@ -73,6 +77,7 @@ class Fleet:
         self._renewed_at = 0.0
         self._away_since: float | None = None
         self._back_at = float("-inf")
+        self._room = PACE
         self._tasks: set[asyncio.Task[None]] = set()
         self._placed: object = None
         self._orders: dict[str, bytes] = {}
@@ -132,7 +137,8 @@ class Fleet:
 
     async def run(self) -> None:
         """Beat until cancelled. Raises ``ConfigError`` when another worker took our name."""
-        await self._announce_and_look()
+        with contextlib.suppress(BusError):  # the beats below try again
+            await self._announce_and_look()
         # Those who start together see each other before they divide the nodes.
         await asyncio.sleep(min(0.5, self.lease_time / 10))
         while True:
@@ -252,12 +258,17 @@ class Fleet:
             if not entry.draining:
                 for name in entry.ready:
                     ready.setdefault(name, []).append(entry.id)
-        for one in list(self.ownerships.values()):
+        ownerships = list(self.ownerships.values())
+        linking = sum(now - one.warmed_at < LINKING and not one.hands.linked for one in ownerships)
+        self._room = PACE - linking
+        for one in ownerships:
             if not one.busy:
                 if one.role is Role.OWNER:
                     self._keep_or_give(one, ready.get(one.node, ()), now)
                 else:
                     self._take_or_leave(one, owners.get(one.node), ready.get(one.node, ()), now)
+        if self._room <= 0:
+            self._hurry_at(now + self.interval / 4)
 
     def _keep_or_give(self, one: Ownership, ready: Iterable[str], now: float) -> None:
         owner = self.placement.owner(one.node)
@@ -281,6 +292,11 @@ class Fleet:
         mine = self.placement.owner(one.node) == self._id
         standby = self._id in self.placement.standbys.get(one.node, ())
         if (mine or standby) and not self.leaving:
+            if one.role is Role.NONE:
+                if self._room <= 0:
+                    return
+                self._room -= 1
+                one.warmed_at = now
             one.role = Role.STANDBY
             one.hands.warm()
         elif (owner is not None or self.leaving or not one.hands.ready) and one.role is not Role.NONE:

@@ -88,6 +88,8 @@ class Ownership:
         self.overlapped = False
         self.ready_beat: tuple[str, int] | None = None
         """Instance and beat of the owner when we first were ready beside it."""
+        self.warmed_at = float("-inf")
+        """When linking began (monotonic)."""
         self.ready_since = 0.0
         self.unlinked_since = 0.0
         self._mark = Mark()
@@ -119,7 +121,7 @@ class Ownership:
             self.role = Role.STANDBY
             return False
         mark = decode_mark(answer.note)
-        log.info("node taken", node=self.node, token=answer.token, after=mark.worker if mark else "")
+        log.info("node taken", node=self.node, fencing=answer.token, after=mark.worker if mark else "")
         self.role = Role.OWNER
         self._mark, self._mark_at = Mark(), 0.0
         self.hands.take(self.lease, mark, overlapped=self.overlapped)
@@ -144,7 +146,7 @@ class Ownership:
             return True
         mark = decode_mark(answer.note)
         if mark is None or mark.token in (token, self._mark.token):
-            log.info("lease had run out, nobody took it", node=self.node, token=answer.token)
+            log.info("lease had run out, nobody took it", node=self.node, fencing=answer.token)
             self.hands.resume(self.lease)
             return False
         log.warning("node was with another worker meanwhile", node=self.node, worker=mark.worker)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from bridge.bus.redis.link import Operation, ignore
-from bridge.bus.redis.wire import Reply, ReplyError, command
+from bridge.bus.redis.wire import REFUSALS, Reply, ReplyError, command
 from bridge.bus.redis.writers import Writers
 from bridge.bus.storage import NOTE_TTL, Grant, Held
 from bridge.errors import BusRefused, BusUnavailable
@@ -172,5 +172,7 @@ class RedisStorage:
             raise BusUnavailable(f"no answer within {TIMEOUT:g} s") from None
         for reply in replies:
             if isinstance(reply, ReplyError):
-                raise BusRefused(f"the fleet's storage: {reply}")
+                # A server that is full, or in the middle of a failover, will be another one soon.
+                refused = reply.code in REFUSALS or "unknown command" in str(reply)
+                raise (BusRefused if refused else BusUnavailable)(f"the fleet's storage: {reply}")
         return replies
