@@ -20,6 +20,7 @@ from bridge.messages.command import CommandReply, CommandRequest
 from bridge.messages.notice import AuditNotice
 from bridge.ops.access import Access
 from bridge.ops.journal import TEXT_LIMIT, Journal, command_text
+from bridge.ops.logging import use_standard_logging
 from bridge.ops.metrics import Metrics
 from bridge.ops.tail import Tail
 from bridge.redaction import Redactor
@@ -46,6 +47,7 @@ class Operations:
         ready: Callable[[], tuple[bool, str]],
         in_hand: Callable[[], Iterable[Exchange]],
     ) -> None:
+        use_standard_logging()
         self.tail = Tail()
         self.journal = Journal(Redactor(settings.secrets()))
         self._settings = settings

@@ -143,6 +143,26 @@ def configure_logging(
     )
 
 
+def use_standard_logging() -> None:
+    """Hand lines to the standard library's logging where nobody has set structlog up; never to stdout.
+
+    So a program that embeds a worker decides itself where its log goes, and a test runner captures it.
+    """
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
 class _ForeignLimit(logging.Filter):
     """Holds back repeats of the libraries' own lines; ours have passed the limiter already."""
 

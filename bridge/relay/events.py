@@ -185,7 +185,8 @@ class NodeRelay:
         self.state = change.state
         self.reason = change.reason
         self._meter.node_up(self.node, change.state in SERVING)
-        log.info("node", node=self.node, state=str(change.state), previous=str(change.previous), reason=change.reason)
+        tell = log.warning if change.state in (NodeState.DOWN, NodeState.SUSPECT) else log.info
+        tell("node", node=self.node, state=str(change.state), previous=str(change.previous), reason=change.reason)
         notice = NodeNotice(
             state=change.state,
             previous=change.previous,
@@ -206,7 +207,8 @@ class NodeRelay:
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
         self._meter.link_lost(self.node, str(reason))
-        log.warning("event link lost", node=self.node, reason=str(reason), error=str(error))
+        # The change of state that follows says it; further attempts that fail are no news.
+        log.debug("event link lost", node=self.node, reason=str(reason), error=str(error))
 
     def log_lines(self, records: list[LogRecord]) -> None:
         """Relay FreeSWITCH's own log lines."""

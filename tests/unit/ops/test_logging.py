@@ -7,7 +7,7 @@ import logging
 import pytest
 import structlog
 
-from bridge.ops.logging import RepeatLimiter, configure_logging
+from bridge.ops.logging import RepeatLimiter, configure_logging, use_standard_logging
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +112,22 @@ def test_the_limiter_remembers_a_bounded_number_of_kinds():
     for number in range(1000):
         limiter(None, "info", {"event": f"line {number}"})
     assert len(limiter._seen) == 10
+
+
+def test_where_nobody_set_it_up_lines_go_to_standard_logging(capsys, caplog):
+    structlog.reset_defaults()
+    use_standard_logging()
+    with caplog.at_level("INFO"):
+        structlog.get_logger("bridge.test").warning("node changed", node="fs1")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "node changed" in caplog.text
+    assert "node=fs1" in caplog.text
+
+
+def test_what_was_set_up_stays():
+    stream = io.StringIO()
+    configure_logging(stream=stream)
+    use_standard_logging()
+    structlog.get_logger().info("hello")
+    assert lines_of(stream)[0]["event"] == "hello"
