@@ -115,6 +115,7 @@ class Worker:
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
+        self._bus_state: BusState | None = None
         self._reloading = asyncio.Lock()
         self._retiring: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -352,6 +353,9 @@ class Worker:
 
     def _bus_changed(self, state: BusState) -> None:
         self.metrics.bus_up(state.connected)
+        known, self._bus_state = self._bus_state, state
+        if state == known and not state.connected:
+            return  # another attempt failed as the one before
         if state.connected:
             log.info("bus connected", bus=self.bus.url)
             self._connected.set()
