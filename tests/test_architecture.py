@@ -28,10 +28,10 @@ FLOORS = {
     "wiring": 4,
     "queues": 4,
     "operations": 4,
-    "reload": 4,
+    "reload": 5,
     "crew": 4,
-    "worker": 5,
-    "cli": 6,
+    "worker": 6,
+    "cli": 7,
 }
 # What may be imported although it is not simply "a lower floor": (importer, imported).
 EXCEPTIONS = {("cli", "client"), ("cli", "config"), ("worker", "config")}
