@@ -4,12 +4,12 @@ Only ``worker.py`` and ``cli/`` import this package; the other rooms receive pla
 """
 
 from bridge.config.describe import SettingInfo, describe_settings
+from bridge.config.events import EventSettings
 from bridge.config.loading import find_config_file, load_settings
 from bridge.config.settings import (
     BusSettings,
     CommandSettings,
     EslSettings,
-    EventSettings,
     FleetSettings,
     HttpSettings,
     LogSettings,

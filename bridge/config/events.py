@@ -141,7 +141,7 @@ class EventSettings(Section):
     @property
     def durable(self) -> bool:
         """Whether any route is durable."""
-        return any(one.delivery != "pubsub" for one in (self, *self.routes))
+        return self.delivery != "pubsub" or any(route.delivery != "pubsub" for route in self.routes)
 
 
 def event_routes(events: EventSettings, *, bus_codec: str, scheme: str) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
             found.append((f"node[{number}].tls_verify", "the server's certificate is not checked"))
     if settings.http.listen and not is_loopback(split_listen(settings.http.listen)[0]):
         found.append(("http.listen", f"{settings.http.listen} is open to the network and asks for no password"))
+        if settings.http.console:
+            found.append(("http.console", "its token crosses the network as it is: put a proxy with TLS before it"))
     if settings.policy.deny == []:
         found.append(("policy.deny", "nothing is denied: whoever reaches the bus can run system commands"))
     return found

@@ -385,3 +385,25 @@ def test_the_default_password_is_warned_about_where_it_is_allowed(load):
 def test_doors_left_open_are_warned_about(load):
     found = dict(settings_warnings(load('[http]\nlisten = ":8090"\n[policy]\ndeny = []')))
     assert set(found) == {"http.listen", "policy.deny"}
+
+
+def test_the_token_of_the_page_comes_from_a_file_and_is_hidden(tmp_path):
+    (tmp_path / "token").write_text("a-long-enough-token\n")
+    file = tmp_path / "bridge.toml"
+    file.write_text(f'[http]\nconsole = true\ntoken_file = "{tmp_path / "token"}"\n')
+    settings = load_settings(file, {})
+    assert settings.http.token.get_secret_value() == "a-long-enough-token"
+    assert "a-long-enough-token" in settings.secrets()
+    assert "a-long-enough-token" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("console = true", "http.token"), ('token = "short"', "http.token"), ("console = 1", "http.console")],
+)
+def test_a_console_needs_a_token_that_is_one(tmp_path, text, key):
+    file = tmp_path / "bridge.toml"
+    file.write_text(f"[http]\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(file, {})
+    assert [problem[0] for problem in caught.value.problems] == [key]

@@ -119,7 +119,7 @@ def test_where_nobody_set_it_up_lines_go_to_standard_logging(capsys, caplog):
     use_standard_logging()
     with caplog.at_level("INFO"):
         structlog.get_logger("bridge.test").warning("node changed", node="fs1")
-    out, err = capsys.readouterr()
+    out, _ = capsys.readouterr()
     assert out == ""
     assert "node changed" in caplog.text
     assert "node=fs1" in caplog.text
