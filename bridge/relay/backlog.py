@@ -37,6 +37,7 @@ class Parcel(msgspec.Struct, eq=False):
     loading: bool = False
     writing: bool = False
     stored: bool = False
+    begun: bool = False
 
     @property
     def droppable(self) -> bool:
@@ -113,7 +114,7 @@ class Backlog:
         self.events += events
         self.stored += size
         self._hold(size)
-        self._spill.store(rows, [*chunks], lambda error: self._written(parcel, error))
+        self._spill.store(rows, lambda: _begun(parcel), lambda error: self._written(parcel, error))
         if holes:
             self._spill.note(number, holes)
         for chunk in chunks:
@@ -144,7 +145,7 @@ class Backlog:
         if parcel.adopted:
             for chunk in chunks:
                 chunk.read = 0
-        if self._keep:
+        if self._keep and parcel.stored:
             for chunk in chunks:
                 chunk.parcel = parcel.number
             self._due[parcel.number] = len(chunks)
@@ -242,7 +243,9 @@ class Backlog:
             self._hold(-parcel.size)
 
     def _delete(self, parcel: Parcel) -> None:
-        self._spill.delete(parcel.number)
+        # Called when its chunks are no longer there: what has not begun to be written never will be.
+        if parcel.begun or parcel.stored:
+            self._spill.delete(parcel.number)
 
 
 def _grouped(chunks: list[Chunk]) -> list[list[Chunk]]:
@@ -256,3 +259,9 @@ def _grouped(chunks: list[Chunk]) -> list[list[Chunk]]:
         groups[-1].append(chunk)
         size += chunk.size
     return groups
+
+
+def _begun(parcel: Parcel) -> list[Chunk] | None:
+    """The chunks to write (in the spill's thread); None when they are not wanted any more."""
+    parcel.begun = True
+    return parcel.chunks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +25,12 @@ log = structlog.get_logger(__name__)
 _VERSION = 1
 # Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
 _STRIDE = 1 << 20
+_SWITCH_INTERVAL = 0.0005
 _TABLE = """
 CREATE TABLE IF NOT EXISTS parcel (
-    node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
     epoch TEXT NOT NULL, events INTEGER NOT NULL, size INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
-    start REAL NOT NULL, end REAL NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (number, rank)) WITHOUT ROWID
+    start REAL NOT NULL, end REAL NOT NULL, body BLOB NOT NULL)
 """
 _HOLES = "CREATE TABLE IF NOT EXISTS hole (number INTEGER PRIMARY KEY, losses BLOB NOT NULL)"
 _COLUMNS = "node, lane, number, rank, epoch, events, size, first, last, start, end"
@@ -97,6 +98,14 @@ def _row(node: str, lane: str, number: int, rank: int, parts: list[Chunk], chunk
     )  # fmt: skip
 
 
+def _id(number: int, rank: int) -> int:
+    return number * RANKS + rank
+
+
+def _ids(number: int) -> tuple[int, int]:
+    return number * RANKS, (number + 1) * RANKS
+
+
 def _pieces(chunks: list[Chunk], rank: int | None) -> Iterator[_Piece]:
     for index, chunk in enumerate(chunks):
         if rank is None:
@@ -145,6 +154,8 @@ class Spill:
         A file that cannot be read is put aside: its name gets the ending ``.broken``.
         """
         self._loop = asyncio.get_running_loop()
+        # The thread asks for the interpreter some ten times a parcel; at the usual 5 ms each it could not keep up.
+        sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
         try:
             return self._thread.submit(self._open).result()
         except sqlite3.DatabaseError as error:
@@ -163,8 +174,8 @@ class Spill:
         self._next += _STRIDE
         return number
 
-    def store(self, rows: list[Row], chunks: list[Chunk], done: Stored) -> None:
-        """Write a parcel; ``done`` gets None or what went wrong."""
+    def store(self, rows: list[Row], chunks: Callable[[], list[Chunk] | None], done: Stored) -> None:
+        """Write a parcel, unless ``chunks`` says None when its turn comes; ``done`` gets None or what went wrong."""
         by_rank = len(rows) > 1 or rows[0].rank > 0
         self._submit(self._store, (rows, chunks, by_rank), lambda _, error: self._stored(done, error))
 
@@ -223,6 +234,7 @@ class Spill:
     def _open(self) -> list[Row]:
         file = sqlite3.connect(self.path, isolation_level=None)
         try:
+            file.execute("PRAGMA page_size=16384")  # bodies are large: half the cost of small pages
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=NORMAL")
             file.execute("PRAGMA journal_size_limit=4194304")
@@ -233,7 +245,7 @@ class Spill:
             file.execute(_TABLE)
             file.execute(_HOLES)
             file.execute(f"PRAGMA user_version={_VERSION}")
-            rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY number, rank")]
+            rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY id")]
             holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
             for row in rows:
                 row.holes = holes.pop(row.number, [])
@@ -244,10 +256,17 @@ class Spill:
         self._next = rows[-1].number + _STRIDE if rows else _STRIDE
         return rows
 
-    def _store(self, rows: list[Row], chunks: list[Chunk], by_rank: bool) -> None:
+    def _store(self, rows: list[Row], chunks_of: Callable[[], list[Chunk] | None], by_rank: bool) -> None:
         assert self._file is not None
+        chunks = chunks_of()
+        if chunks is None:
+            return
         values = [
-            (*msgspec.structs.astuple(row)[:-1], _encode(list(_pieces(chunks, row.rank if by_rank else None))))
+            (
+                _id(row.number, row.rank),
+                *msgspec.structs.astuple(row)[:-1],
+                _encode(list(_pieces(chunks, row.rank if by_rank else None))),
+            )
             for row in rows
         ]
         marks = ", ".join("?" * len(values[0]))
@@ -266,16 +285,16 @@ class Spill:
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
-        bodies = self._file.execute("SELECT body FROM parcel WHERE number = ? ORDER BY rank", (number,))
+        bodies = self._file.execute("SELECT body FROM parcel WHERE id >= ? AND id < ? ORDER BY id", _ids(number))
         return _merge(body for (body,) in bodies)
 
     def _delete(self, number: int, rank: int | None) -> None:
         assert self._file is not None
         if rank is None:
-            self._file.execute("DELETE FROM parcel WHERE number = ?", (number,))
+            self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", _ids(number))
         else:
-            self._file.execute("DELETE FROM parcel WHERE number = ? AND rank = ?", (number, rank))
-            if self._file.execute("SELECT 1 FROM parcel WHERE number = ?", (number,)).fetchone() is not None:
+            self._file.execute("DELETE FROM parcel WHERE id = ?", (_id(number, rank),))
+            if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is not None:
                 return
         self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
         if self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None:

@@ -1,0 +1,41 @@
+"""A ceiling: publishes ready-made batches through nats-py's own connection. Arguments: bus port, captures, count."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import nats
+import uvloop
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from firehose import Recording
+
+BATCH = 200
+WINDOW = 4 * 1024 * 1024
+
+
+async def main(port: int, captures: str, count: int) -> None:
+    client = await nats.connect(f"nats://127.0.0.1:{port}")
+    payloads = [frame.partition(b"\n\n")[2] for frame in Recording(Path(captures), "json").frames]
+    wire = [b"PUB fs.events.X %d\r\n%b\r\n" % (len(payload), payload) for payload in payloads]
+    batches = [b"".join(wire[at : at + BATCH]) for at in range(0, len(wire), BATCH)]
+    print("ready", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    written = total = 0
+    while total < count:
+        for batch in batches:
+            client._transport.write(batch)
+            written += len(batch)
+            total += BATCH
+            if written > WINDOW:
+                await client.flush()
+                written = 0
+            if total >= count:
+                break
+    await client.flush()
+    await asyncio.sleep(3600)
+
+
+uvloop.run(main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
