@@ -1,0 +1,150 @@
+"""Between link and relay: kept while standing by, published while owning, and told where something was missed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bridge.esl.event import Event
+from bridge.messages.fleet import Mark
+from bridge.relay.chunks import Loss
+from bridge.relay.feed import NodeFeed, together
+from bridge.relay.known_calls import KnownCalls
+from bridge.relay.ring import EventRing
+from bridge.switch.node import LinkGap, NodeChange, NodeState
+
+
+def event(number: int, name: str = "CUSTOM") -> Event:
+    return Event.parse(
+        json.dumps({"Event-Name": name, "Core-UUID": "c", "Event-Sequence": str(number), "Unique-ID": "u"}).encode()
+    )
+
+
+class Relay:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.node, self.token, self.epoch = "fs1", 0, "e"
+        self.state: Any = NodeState.CONNECTING
+        self.reason = ""
+        self.published: list[str] = []
+        self.changes: list[NodeChange] = []
+        self.gaps: list[LinkGap] = []
+        self.losses: list[Loss] = []
+        self.epochs: list[int] = []
+        self.buffers = [self]
+
+    def on_change(self, change: NodeChange) -> None:
+        pass
+
+    def link_up(self, core_uuid: str, started_at: float) -> None:
+        self.epochs.append(self.token)
+
+    def events(self, events: list[Event]) -> None:
+        self.published += [one.envelope.sequence for one in events]
+
+    def node_changed(self, change: NodeChange) -> None:
+        self.changes.append(change)
+
+    def gap(self, gap: LinkGap) -> None:
+        self.gaps.append(gap)
+
+    def lose(self, loss: Loss) -> None:
+        self.losses.append(loss)
+
+
+@pytest.fixture
+def relay() -> Relay:
+    return Relay()
+
+
+@pytest.fixture
+def feed(relay: Relay) -> NodeFeed:
+    found = NodeFeed(relay, EventRing(), KnownCalls(), {})  # type: ignore[arg-type]
+    found.link_up("c", 100.0)
+    return found
+
+
+def mark(number: int | str) -> Mark:
+    return Mark(7, f"c:{number}" if number != "" else "", 99.0, 0, "other")
+
+
+def test_standing_by_it_publishes_nothing_but_sees_everything(feed: NodeFeed, relay: Relay) -> None:
+    change = NodeChange("fs1", NodeState.UP, NodeState.SYNCING, "subscribed", "c", False, 1.0)
+    feed.node_changed(change)
+    feed.events([event(1, "CHANNEL_CREATE")])
+    assert (relay.published, relay.changes, relay.state) == ([], [], NodeState.UP)
+    assert "u" in feed.known
+    feed.take(9, None, overlapped=False)
+    assert relay.changes == [change]  # the world hears the state from its owner
+
+
+def test_a_take_over_publishes_what_is_behind_the_mark_and_then_the_rest(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(3), event(2)])
+    assert feed.take(9, mark(3), overlapped=True) == 1
+    feed.events([event(4)])
+    assert relay.published == ["2", "4"]
+    assert relay.epochs == [9]
+    assert not relay.losses
+
+
+def test_the_first_owner_ever_publishes_all_and_misses_nothing(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1)])
+    feed.take(9, None, overlapped=False)
+    assert (relay.published, relay.losses) == (["1"], [])
+
+
+@pytest.mark.parametrize("number", [42, ""])
+def test_beside_the_one_before_a_mark_that_is_older_than_the_ring_is_no_hole(
+    feed: NodeFeed, relay: Relay, number: int | str
+) -> None:
+    feed.events([event(1)])
+    feed.take(9, mark(number), overlapped=True)
+    assert (relay.published, relay.losses) == (["1"], [])
+
+
+def test_without_an_overlap_a_missing_mark_is_a_gap_and_everything_is_published(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1)])
+    feed.take(9, mark(42), overlapped=False)
+    (loss,) = relay.losses
+    assert (loss.reason, loss.before, loss.start, loss.end, loss.count) == ("failover", "c:42", 99.0, 100.0, None)
+    assert loss.uncertain
+    assert relay.published == ["1"]
+
+
+def test_without_a_link_the_gap_ends_when_there_is_one(relay: Relay) -> None:
+    feed = NodeFeed(relay, EventRing(), KnownCalls(), {})  # type: ignore[arg-type]
+    feed.take(9, mark(42), overlapped=False)
+    assert not relay.losses
+    feed.link_up("c", 105.0)
+    (loss,) = relay.losses
+    assert (loss.start, loss.end, loss.uncertain) == (99.0, 105.0, False)
+
+
+def test_a_hole_in_the_ring_is_told_in_its_place(feed: NodeFeed, relay: Relay) -> None:
+    gap = LinkGap("fs1", 1.0, 2.0, "", "")
+    feed.events([event(1)])
+    feed.gap(gap)
+    feed.events([event(2)])
+    feed.take(9, mark(1), overlapped=True)
+    assert (relay.gaps, relay.published) == ([gap], ["2"])
+
+
+def test_who_stopped_keeps_again_and_a_return_begins_another_epoch(feed: NodeFeed, relay: Relay) -> None:
+    feed.take(9, None, overlapped=False)
+    feed.resume(10)
+    feed.events([event(1)])
+    feed.stop()
+    feed.events([event(2)])
+    assert (relay.published, relay.epochs) == (["1"], [9, 10])
+    feed.take(12, mark(1), overlapped=True)
+    assert relay.published == ["1", "2"]
+
+
+def test_watchers_of_one_event_are_all_called() -> None:
+    seen: list[str] = []
+    both = together({"A": lambda _: seen.append("one")}, {"A": lambda _: seen.append("two"), "B": seen.append})  # type: ignore[dict-item]
+    both["A"](event(1))
+    assert seen == ["one", "two"]
