@@ -7,10 +7,10 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check bench bench-fleet soak docs docs-site clean
+.PHONY: help demo test lint format check bench bench-commands bench-fleet soak docs docs-site clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-14s %s\n", $$1, $$2}'
 
 # One stamp a set of extras: an install runs again only when pyproject.toml changed.
 $(VENV)/.made:
@@ -42,6 +42,9 @@ lint: $(VENV)/.dev ## ruff and mypy --strict
 format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench-commands: $(VENV)/.dev ## Cost of a command, beside programs of users: make bench-commands ARGS="--peer-python python"
+	@$(BIN)/python tests/benchmarks/commands.py $(ARGS)
 
 bench-fleet: $(VENV)/.dev ## Scale the fleet: make bench-fleet ARGS="--nodes 1000 --workers 16 --bus nats"
 	@$(BIN)/python tests/benchmarks/fleet.py $(ARGS)

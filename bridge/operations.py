@@ -122,7 +122,7 @@ class Operations:
         for exchange in self._in_hand():
             hand.append(
                 {
-                    "command": self.journal.redactor.text(command_text(exchange.request)),
+                    "command": self.journal.redactor.command(command_text(exchange.request)),
                     "node": exchange.node or exchange.to,
                     "ms": round((now - exchange.queued_at) * 1e3, 1),
                 }
@@ -142,17 +142,17 @@ class Operations:
 
     def audit(self, request: CommandRequest, reply: CommandReply) -> AuditNotice:
         """The notice of a request and its outcome, without secrets."""
-        text = self.journal.redactor.text
+        redactor = self.journal.redactor
         return AuditNotice(
             id=reply.id or request.id,
             op=request.op,
-            command=text(request.command or f"{request.app or request.event} {request.arg}".strip()),
+            command=redactor.command(request.command or f"{request.app or request.event} {request.arg}".strip()),
             uuid=request.uuid,
             to=request.to,
             reply_to=request.reply_to,
             status=reply.status,
             executed=reply.executed,
-            error=text(reply.error or ""),
+            error=redactor.command(reply.error or ""),
             elapsed_ms=reply.elapsed_ms,
         )
 

@@ -17,7 +17,13 @@ _QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pass|pwd|token|secret|auth)
 _ESL_AUTH = re.compile(r"(?P<verb>\b(?:userauth|auth)[ \t]+)(?P<rest>[^\s\"']+)(?=\s*(?:\\n|\n|$))")
 # Channel variables in a command line: {sip_auth_password=secret,...}; FreeSWITCH's names end in password, not begin.
 _VARIABLE = re.compile(
-    r"(?P<name>\b[\w.\-]*(?:password|passwd|secret|token|api_key)\s*=\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;\]}>&\"']+)",
+    r"(?P<name>\b[\w.\-]*(?:passw(?:or)?d|passphrase|secret|token|api_?key|credentials?|[-_]pin)\s*=\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;\]}>&\"']+)",
+    re.IGNORECASE,
+)
+# The same with words: "uuid_setvar <uuid> sip_auth_password x", "hash insert/realm/password/x" is not one.
+_SETVAR = re.compile(
+    r"(?P<verb>\b(?:uuid_setvar\s+\S+|global_setvar|set_user_password|db_user)\s+[\w.-]*"
+    r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|credentials?|api_?key|[-_]pin)\s+)(?P<value>\S.*)",
     re.IGNORECASE,
 )
 _TELLING = re.compile(
@@ -66,6 +72,11 @@ def redact_text(text: str, known: Iterable[str] = ()) -> str:
     return text
 
 
+def redact_command(text: str) -> str:
+    """Return a command line without the secrets that it sets as words of their own."""
+    return _SETVAR.sub(lambda match: match["verb"] + HIDDEN, text)
+
+
 def is_telling(key: str) -> bool:
     """Say whether a key of this name holds a secret (``password``, ``api_token``; not ``password_file``)."""
     return _TELLING.search(key) is not None
@@ -81,6 +92,10 @@ class Redactor:
     def text(self, text: str) -> str:
         """Return ``text`` without secrets."""
         return redact_text(text, self._known)
+
+    def command(self, text: str) -> str:
+        """Return a command line without secrets, those in its variables included."""
+        return redact_command(self.text(text))
 
     def value(self, key: str, value: object) -> object:
         """Return the value to show under ``key``."""

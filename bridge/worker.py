@@ -277,6 +277,7 @@ class Worker:
                 on_reply=self.metrics.command_done,
                 on_late=self._reply_came_late,
                 on_denied=self._denied,
+                on_dead=self.metrics.dead_letter,
                 on_room=self._resume,
                 audit=self._audit,
                 wrap=self.operations.tracing(self.id),
@@ -383,6 +384,7 @@ class Worker:
         self.notices.tell(msgspec.convert(reply, LateNotice), node=str(reply.get("node", "")))
 
     def _denied(self, op: str, reason: str) -> None:
+        self.metrics.denied(op)
         log.warning("command denied", op=op, reason=reason)
 
     def _audit(self, request: CommandRequest, reply: CommandReply) -> None:

@@ -48,6 +48,9 @@ class MemoryRecords:
             raise BusUnavailable("not connected to the memory broker")
         self._claim_after = claim_after
 
+    async def probe(self) -> None:
+        """See ``Records``."""
+
     def swap(self, key: str, value: bytes, expected: Record | None, ttl: float, answer: Swapped) -> None:
         """See ``Records``."""
         if len(value) > self._bus.max_payload:

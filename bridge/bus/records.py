@@ -37,6 +37,9 @@ class Records(Protocol):
         Raises ``BusUnavailable``, and ``BusRefused`` where the broker keeps nothing for us.
         """
 
+    async def probe(self) -> None:
+        """Whether records could be kept; changes nothing. Raises as ``open``."""
+
     def swap(self, key: str, value: bytes, expected: Record | None, ttl: float, answer: Swapped) -> None:
         """Set a key that has no value, or ``expected``'s; ``ttl`` s is how long it lasts where the broker knows that.
 

@@ -16,11 +16,12 @@ import typer
 
 from bridge.cli import exits
 from bridge.cli.options import ConfigOption
-from bridge.errors import BridgeError, ConfigError
+from bridge.errors import BridgeError, BusRefused, ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bridge.bus.base import Bus
     from bridge.config import NodeSettings, Settings
 
 
@@ -133,11 +134,25 @@ async def _try_bus(settings: Settings) -> Finding:
         bus = open_bus(url.get_secret_value(), name="esl-bridge check", **settings.bus.options())
         try:
             await bus.connect(5.0)
-            return Finding("bus", f"{bus.url} answers, messages up to {bus.max_payload} bytes")
+            ledger = await _ledger_of(bus, settings)
+            return Finding("bus", f"{bus.url} answers, messages up to {bus.max_payload} bytes; the ledger is {ledger}")
         finally:
             await bus.close()
     except BridgeError as error:
         return Finding("bus", f"{url.redacted}: {error}", exits.code_of(error))
+
+
+async def _ledger_of(bus: Bus, settings: Settings) -> str:
+    """Where outcomes would be kept. Raises ``BusRefused`` where they cannot be kept as they should."""
+    if settings.commands.ledger == "memory":
+        return "each worker's own"
+    try:
+        await bus.records.probe()
+    except BusRefused as error:
+        if settings.commands.ledger == "shared":
+            raise
+        return f"each worker's own ({error})"
+    return "shared"
 
 
 async def _try_node(settings: Settings, node: NodeSettings) -> Finding:
@@ -162,7 +177,8 @@ async def _try_node(settings: Settings, node: NodeSettings) -> Finding:
     try:
         reply = await pool.api("status", timeout)
     except BridgeError as error:
-        return Finding(what, f"{node.esl_url.redacted}: {error}", exits.code_of(error))
+        where = f"{node.esl_url.redacted}: "
+        return Finding(what, where + str(error).removeprefix(where), exits.code_of(error))
     finally:
         await pool.close("check is done")
     if not reply.ok:

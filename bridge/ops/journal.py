@@ -62,11 +62,11 @@ class Journal:
                 heapq.heapreplace(slowest, item)
 
     def _entry(self, request: CommandRequest, reply: CommandReply, elapsed: float) -> dict[str, Any]:
-        error = self.redactor.text(reply.error or "")
+        error = self.redactor.command(reply.error or "")
         return {
             "at": round(self._wall(), 3),
             "op": request.op,
-            "command": self.redactor.text(command_text(request)),
+            "command": self.redactor.command(command_text(request)),
             "node": reply.node or request.to,
             "status": str(reply.status),
             "executed": str(reply.executed),

@@ -54,6 +54,8 @@ class Metrics:
         self._commands = self._counter("commands", "Command requests by their outcome", "op", "status")
         self._command_time = self._histogram("command_seconds", "Request taken to final reply", COMMAND_BUCKETS)
         self._in_flight = self._gauge("commands_in_flight", "Requests in hand")
+        self._denied = self._counter("commands_denied", "Requests that the policy refused", "op")
+        self._dead = self._counter("dead_letters", "Requests that went to the dead letters")
         self._late = self._counter("late_replies", "Replies that came after their timeout")
         self._node_up = self._gauge("node_up", "1 when the node is UP or SUSPECT", "node")
         self._node_sessions = self._gauge("node_sessions", "Sessions of the node by its last HEARTBEAT", "node")
@@ -148,6 +150,14 @@ class Metrics:
         self.totals["commands"] += 1
         if status not in ("ok", "accepted"):
             self.totals["commands_failed"] += 1
+
+    def denied(self, op: str) -> None:
+        """Count a request that the policy refused."""
+        self._denied.labels(op).inc()
+
+    def dead_letter(self, _reason: str = "") -> None:
+        """Count a request that went to the dead letters."""
+        self._dead.inc()
 
     def late_reply(self) -> None:
         """Count a reply that came after its timeout."""

@@ -141,10 +141,10 @@ class CommandRelay:
             return
         except Exception:
             log.exception("a request could not be read")
-            delivery.reject("a fault of the bridge: the request could not be read")
+            self._desk.bury(delivery, "a fault of the bridge: the request could not be read")
             return
         if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
-            delivery.reject("too many repeats of requests that still run")
+            self._desk.bury(delivery, "too many repeats of requests that still run")
             return
         try:
             self._check(exchange)

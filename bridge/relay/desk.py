@@ -152,13 +152,18 @@ class ReplyDesk:
         self._bus.send(exchange.address, payload, exchange.codec.request_content_type, headers)
         return reply, payload
 
+    def bury(self, delivery: Delivery, reason: str) -> None:
+        """Put a request with the dead letters."""
+        self._hooks.on_dead(reason)
+        delivery.reject(reason)
+
     # --- deliveries that are no exchange ----------------------------------------------------------------------------
 
     def turn_away(self, delivery: Delivery, fault: Unreadable) -> None:
         """Answer ``invalid`` where that is possible, put it with the dead letters where it belongs there."""
         self._hooks.on_reply("", Status.INVALID, 0.0)
         if not fault.address:
-            delivery.reject(fault.reason)
+            self.bury(delivery, fault.reason)
             return
         result = Result(Status.INVALID, Executed.NO, None, fault.reason)
         reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=None)
@@ -167,7 +172,7 @@ class ReplyDesk:
         headers = headers_of(reply, delivery.headers)
         if fault.dead:
             self._bus.send(fault.address, payload, content_type, headers)
-            delivery.reject(fault.reason)
+            self.bury(delivery, fault.reason)
         else:
             delivery.finish(fault.address, payload, content_type, headers)
 

@@ -56,6 +56,8 @@ class CommandHooks:
     """Every late answer, as the reply map for ``fs.bridge.late``."""
     on_denied: Callable[[str, str], None] = _ignore
     """Every denial: op, reason."""
+    on_dead: Callable[[str], None] = _ignore
+    """Every request that went to the dead letters: the reason."""
     on_room: Callable[[], None] = _ignore
     """``room()``, or ``room_in_line()`` of a node, was 0 and is not any more."""
     wrap: Callable[[Delivery], Delivery] | None = None

@@ -83,3 +83,23 @@ def test_variables_that_hold_secrets_are_hidden_in_command_lines(text):
 def test_other_variables_are_shown():
     text = "originate {origination_caller_id_number=1000,password_file=/x}user/1 &park"
     assert redact_text(text) == text
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (
+            "originate {sip_auth_username=a,sip_auth_password=s3cret,x=1}sofia/gateway/g/100 &park",
+            "originate {sip_auth_username=a,sip_auth_password=***,x=1}sofia/gateway/g/100 &park",
+        ),
+        ("originate {api_token='a b, c',x=1}user/1 &park", "originate {api_token=***,x=1}user/1 &park"),
+        ("uuid_setvar 1234-abcd vm-password 4711", "uuid_setvar 1234-abcd vm-password ***"),
+        ("global_setvar default_password=1234", "global_setvar default_password=***"),
+        ("set conference_pin=99", "set conference_pin=***"),
+        ("curl http://u:pw@host/?token=x", "curl http://u:***@host/?token=***"),
+        ("uuid_setvar 1234 ring_back pass", "uuid_setvar 1234 ring_back pass"),
+        ("uuid_bridge a b", "uuid_bridge a b"),
+    ],
+)
+def test_commands_are_shown_without_their_secrets(line: str, shown: str) -> None:
+    assert Redactor().command(line) == shown

@@ -46,6 +46,7 @@ class NatsRecords:
         replicas: int = 1,
     ) -> None:
         self._keeper = keeper
+        self._questions = questions
         self._leave_soon = leave_soon
         self._bucket = Bucket(questions, f"{prefix}-ledger", ttl=600.0, replicas=replicas)
         self._base = f"{inbox_prefix}.{secrets.token_hex(11)}."
@@ -72,6 +73,11 @@ class NatsRecords:
             await self._keeper.add(self._listener)
             await self._keeper.add(self._lives)
             self._listening_since = asyncio.get_running_loop().time()
+
+    async def probe(self) -> None:
+        """See ``Records``."""
+        if is_no_responders(await self._questions.ask(API + "INFO", b"", TIMEOUT)):
+            raise BusRefused("this NATS has no JetStream")
 
     # --- records ------------------------------------------------------------------------------------
 

@@ -40,6 +40,9 @@ class RedisRecords:
         if not self._writers.connected:
             raise BusUnavailable("the broker is away")
 
+    async def probe(self) -> None:
+        """See ``Records``."""
+
     def swap(self, key: str, value: bytes, expected: Record | None, ttl: float, answer: Swapped) -> None:
         """See ``Records``."""
         if len(value) > MAX_PAYLOAD:

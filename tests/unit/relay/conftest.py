@@ -222,6 +222,7 @@ class CommandWorld:
         self.metrics: list[tuple[str, str]] = []
         self.late: list[dict[str, Any]] = []
         self.denied: list[tuple[str, str]] = []
+        self.dead: list[str] = []
         self.audited: list[tuple[Any, CommandReply]] = []
         self.resumed = 0
         self.deadlines = Deadlines()
@@ -239,6 +240,7 @@ class CommandWorld:
                 on_reply=lambda op, status, seconds: self.metrics.append((op, status)),
                 on_late=self.late.append,
                 on_denied=lambda op, reason: self.denied.append((op, reason)),
+                on_dead=self.dead.append,
                 on_room=self._room,
                 audit=lambda request, reply: self.audited.append((request, reply)),
             ),

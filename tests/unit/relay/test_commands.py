@@ -243,6 +243,7 @@ async def test_malformed_requests_are_answered_with_the_field(world: Any) -> Non
 async def test_what_cannot_be_answered_is_a_dead_letter(world: Any) -> None:
     given = world.put(command="status", delivery={"reply_to": ""})
     assert given.rejected == ["no reply address"]
+    assert world.dead == ["no reply address"]
     assert world.put(b"\x00", delivery={"reply_to": ""}).rejected
 
 
@@ -376,6 +377,32 @@ async def test_a_fault_of_the_bridge_is_answered_honestly(
     assert "ZeroDivisionError" in caplog.text
     monkeypatch.setattr(world.relay._intake, "read", lambda _: 1 / 0)
     assert "fault" in world.put(command="x").rejected[0]
+
+
+async def test_what_pulled_queues_bring_beyond_the_limit_waits_for_room(make_world: Any, until: Any) -> None:
+    world = make_world(max_in_flight=2)
+    pulled = {"pulled": True}
+    given = [world.put(command=f"x {number}", timeout_ms=60_000, delivery=pulled) for number in range(4)]
+    late = world.put(command="y", timeout_ms=20, delivery=pulled)
+    pushed = world.put(command="z")
+    assert pushed.reply.status is Status.BUSY
+    assert (len(world.pool().given), world.relay.room()) == (2, 0)
+    await until(lambda: late.answered)
+    assert (late.reply.status, late.reply.executed) == (Status.EXPIRED, Executed.NO)
+    for sent in (3, 4, 4, 4):
+        world.pool().take().api("+OK")
+        await asyncio.sleep(0)
+        assert len(world.pool().given) == sent
+    assert [one.reply.status for one in given] == [OK] * 4
+
+
+async def test_a_drain_sends_away_what_waits_for_room(make_world: Any) -> None:
+    world = make_world(max_in_flight=1)
+    first = world.put(command="x", delivery={"pulled": True})
+    second = world.put(command="y", delivery={"pulled": True})
+    await world.relay.drain(0.01)
+    assert (first.reply.status, second.reply.status) == (Status.CONNECTION_LOST, Status.DRAINING)
+    assert second.reply.executed is Executed.NO
 
 
 async def test_a_fault_of_the_bus_leaves_nothing_in_hand(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,147 @@
+"""How much a command costs on its way through the bridge, beside programs that a user would write, interleaved.
+
+Callers, broker, simulated FreeSWITCH and the server of commands are processes of their own; CPU time is the server's.
+``--peer-python`` is an interpreter that has genesis, greenswitch, nats-py and redis; without it the bridge runs alone.
+Ratios within one run count; absolute figures are the machine's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from processes import Contestant, python
+
+from bridge.bus.embedded import EmbeddedBroker
+
+HERE = Path(__file__).resolve().parent
+# Name: (bus, queue type, ledger), or a peer's program.
+BRIDGE = {
+    "bridge, NATS, ledger in memory": ("nats", "stream", "memory"),
+    "bridge, NATS, ledger shared": ("nats", "stream", "shared"),
+    "bridge, Redis list, ledger in memory": ("redis", "list", "memory"),
+    "bridge, Redis list, ledger shared": ("redis", "list", "shared"),
+    "bridge, Redis stream, ledger in memory": ("redis", "stream", "memory"),
+    "bridge, Redis stream, ledger shared": ("redis", "stream", "shared"),
+}
+PEERS = {
+    "genesis + nats-py": ("nats", "stream", "genesis_commands.py"),
+    "greenswitch + redis-py": ("redis", "list", "greenswitch_commands.py"),
+}
+GOALS = {"memory": 3.0, "shared": 1.5}
+
+
+@dataclass
+class Figures:
+    rates: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    wrong: int = 0
+
+
+class Arena:
+    """One contestant with its broker and its callers, ready to run."""
+
+    def __init__(self, stack: ExitStack, name: str, esl: int, folder: Path, peer: str, loop: Any) -> None:
+        kind, queue_type, what = BRIDGE.get(name) or PEERS[name]
+        broker = EmbeddedBroker(kind)  # type: ignore[arg-type]
+        loop.run_until_complete(broker.start())
+        stack.callback(lambda: loop.run_until_complete(broker.stop()))
+        if name in PEERS:
+            program = str(HERE / "peers" / what)
+            self.server = stack.enter_context(Contestant(peer, program, str(esl), str(broker.port)))
+            self.server.line("ready")
+        else:
+            file = folder / f"{len(list(folder.iterdir()))}.toml"
+            file.write_text(
+                f'[worker]\nstate_dir = "{folder}"\n[bus]\nurl = "{broker.url}"\n[http]\nlisten = ""\n'
+                f'[commands]\nqueue_type = "{queue_type}"\nledger = "{what}"\nmax_in_flight = 4096\n'
+                f"max_in_flight_node = 4096\n"
+                f'[events]\nsubscribe = ["CHANNEL_HANGUP_COMPLETE"]\n'
+                f'[[node]]\nname = "fs1"\nurl = "fs://:ClueCon@127.0.0.1:{esl}"\n'
+            )
+            self.server = stack.enter_context(Contestant(python(), "-m", "bridge", "run", "-c", str(file)))
+        self.callers = stack.enter_context(
+            Contestant(python(), str(HERE / "caller.py"), broker.url, queue_type, echo=True)
+        )
+        self.callers.line("ready")
+
+    def run(self, callers: int, commands: int) -> tuple[dict[str, Any], float]:
+        """One round; its figures and the server's CPU seconds."""
+        before = self.server.cpu
+        self.callers.tell(f"{callers} {commands}")
+        told = json.loads(self.callers.line("done", 120)[5:])
+        return told, self.server.cpu - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer-python", default="", help="interpreter with the peers")
+    parser.add_argument("--callers", type=int, nargs="+", default=[1, 16, 128, 1024])
+    parser.add_argument("--commands", type=int, default=6_000, help="commands a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="names that hold this text")
+    arguments = parser.parse_args()
+    loop = asyncio.new_event_loop()
+    names = [name for name in (*BRIDGE, *(PEERS if arguments.peer_python else ())) if arguments.only in name]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esl-bridge-bench-")))
+        switch = stack.enter_context(
+            Contestant(python(), "-m", "bridge", "simulate", "--port", "0", "--rate", "0", "--heartbeat", "1")
+        )
+        esl = int(switch.line("a simulated").split(" (")[0].rpartition(":")[2])
+        arenas = {name: Arena(stack, name, esl, folder, arguments.peer_python, loop) for name in names}
+        for arena in arenas.values():
+            for _ in range(3):
+                arena.run(8, 600)
+        figures = {(name, callers): Figures() for name in names for callers in arguments.callers}
+        for _ in range(arguments.rounds):
+            for callers in arguments.callers:
+                commands = arguments.commands if callers > 1 else arguments.commands // 4
+                for name, arena in arenas.items():
+                    told, cpu = arena.run(callers, commands)
+                    one = figures[name, callers]
+                    one.rates.append(commands / told["seconds"])
+                    one.p50.append(told["p50"] * 1e3)
+                    one.p99.append(told["p99"] * 1e3)
+                    one.cpu.append(cpu / commands * 1e6)
+                    one.wrong += told["wrong"]
+                    if told["wrong"]:
+                        print(name, callers, told["example"], file=sys.stderr)
+    report(figures, arguments.callers)
+
+
+def report(figures: dict[tuple[str, int], Figures], sizes: list[int]) -> None:
+    """A table a number of callers; medians over the rounds."""
+    median = statistics.median
+    for callers in sizes:
+        print(f"\n| {callers} callers | CPU us/command | commands/s | p50 ms | p99 ms | wrong |")
+        print("|---|---:|---:|---:|---:|---:|")
+        here = {name: one for (name, size), one in figures.items() if size == callers}
+        for name, one in here.items():
+            print(
+                f"| {name} | {median(one.cpu):.1f} | {median(one.rates):.0f} | {median(one.p50):.2f} "
+                f"| {median(one.p99):.2f} | {one.wrong} |"
+            )
+        peers = [median(here[name].cpu) for name in PEERS if name in here]
+        for name in BRIDGE:
+            if peers and name in here:
+                ratio = min(peers) / median(here[name].cpu)
+                goal = GOALS[BRIDGE[name][2]]
+                print(
+                    f"{name}: {ratio:.2f} times the best peer (goal {goal:g}: {'met' if ratio >= goal else 'missed'})"
+                )
+
+
+if __name__ == "__main__":
+    main()
