@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import socket
 import ssl
 from collections.abc import Callable
@@ -70,7 +71,9 @@ async def dial(url: EslUrl, factory: Callable[[], asyncio.BaseProtocol], tls: ss
     except ssl.SSLCertVerificationError as error:
         raise NotConnected(f"{where}: TLS: {error.verify_message}") from error
     except OSError as error:
-        raise NotConnected(f"{where}: {error.strerror or error}") from error
+        # asyncio's own text, "Connect call failed (...)", says less than the kernel's.
+        said = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+        raise NotConnected(f"{where}: {said or error}") from error
 
 
 async def _connect_tcp(loop: asyncio.AbstractEventLoop, url: EslUrl) -> socket.socket:

@@ -26,7 +26,8 @@ from bridge.switch.node import LinkGap, NodeChange, NodeLoad, NodeState
 from bridge.switch.own_commands import OwnCommands
 from bridge.switch.subscription import Subscription
 
-_STABLE_AFTER = 10.0  # s UP after which a loss is a new story for the back-off
+_STABLE_AFTER = 10.0  # s UP after which a loss is a new story for the back-off...
+_STABLE_AT_LEAST = 1.0  # ...or already when it was UP for longer than it was waited for, and for this long (s)
 _GAP_PATIENCE = 1.0  # s to wait for the event that ends a gap
 _OVERSLEPT = 0.2  # s; a check that comes so late finds sockets that were not read: it looks again
 
@@ -99,6 +100,7 @@ class EventLink:
         self._backoff = backoff if backoff is not None else Backoff(LINK_SPANS, rng)
         self._tls = tls
         self._reason = ""
+        self._waited = 0.0  # the last back-off, s
         self._announce = True
         self._draining = False
         self._session: EventSession | None = None
@@ -170,7 +172,8 @@ class EventLink:
                 self._announce = False
                 self._enter(NodeState.CONNECTING, "connecting")
             reason = await self._attempt()
-            await asyncio.sleep(self._backoff.delay(reason))
+            self._waited = self._backoff.delay(reason)
+            await asyncio.sleep(self._waited)
 
     async def _attempt(self) -> str:
         """Connect and stay until the end; the class of the failure."""
@@ -259,7 +262,7 @@ class EventLink:
             return  # stopped
         if up_at is not None:
             now = asyncio.get_running_loop().time()
-            if now - up_at >= _STABLE_AFTER:
+            if now - up_at >= min(_STABLE_AFTER, max(_STABLE_AT_LEAST, self._waited)):
                 self._backoff.reset()
             self._announce = True
             if self._gap is None:

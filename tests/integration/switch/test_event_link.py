@@ -231,6 +231,21 @@ async def test_reconnects_do_not_storm(switch: SimulatedSwitch, make_link: MakeL
     assert len(recorder.losses) in (switch.connections_made, switch.connections_made - 1)
 
 
+async def test_a_link_that_is_cut_again_and_again_comes_back_quickly(
+    switch: SimulatedSwitch, make_link: MakeLink, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link that was UP for longer than it was waited for is no storm: each loss is a new story."""
+    monkeypatch.setattr("bridge.switch.event_link._STABLE_AT_LEAST", 0.1)
+    backoff = Backoff({"eof": Span(0.02, 60.0)})
+    link = make_link(switch.url, backoff=backoff)
+    for cut in range(6):
+        await until(lambda cut=cut: link.connected and link.reconnects == cut)
+        await asyncio.sleep(0.15)
+        switch.drop_connections()
+        await until(lambda: not link.connected)
+        assert backoff.failures("eof") == 1
+
+
 async def test_a_switch_that_is_silent_after_accepting(make_link: MakeLink, recorder: Any, until: Until) -> None:
     async with SimulatedSwitch() as switch:
         switch.faults.add("silent")
