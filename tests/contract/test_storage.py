@@ -14,6 +14,7 @@ from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.redis import RedisBus
 from bridge.bus.redis.storage import RedisStorage
 from bridge.bus.storage import NODES, WORKERS, Grant, Held, Storage
+from bridge.errors import BusUnavailable
 
 TTL = 0.6
 
@@ -190,3 +191,28 @@ async def test_a_word_reaches_who_listens(shelf: Shelf, station: Any, eventually
             one.tell(f"{station.prefix}.word", b"look")
             await asyncio.sleep(0.02)
     assert set(heard) == {b"look"}
+
+
+async def test_a_bucket_that_was_deleted_is_made_again(shelf: Shelf, station: Any) -> None:
+    if "nats" not in station.kind:
+        return  # only JetStream has buckets
+    one = await shelf.open()
+    grant = await taken(one, "node.fs1", "a")
+    for bucket in ("leases", "kept"):
+        await shelf._nats.storage._questions.ask(f"$JS.API.STREAM.DELETE.KV_{shelf.names}-{bucket}", b"", 5.0)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert not await one.renew("node.fs1", grant.token, TTL, b"m")
+                break
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while True:
+            try:  # each bucket is missed once
+                again = await taken(one, "node.fs1", "a")
+                break
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+    assert await one.renew("node.fs1", again.token, TTL, b"m")
+    assert await one.read("node.fs1", "note") == b"m"

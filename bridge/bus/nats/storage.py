@@ -114,6 +114,8 @@ class NatsStorage:
         own = self._own.get(name)
         if own is None or own.token != token:
             return False
+        await self._leases.make()  # somebody may have deleted the bucket
+        await self._kept.make()
         key = _key(name)
         value = msgspec.msgpack.encode(_Lease(own.holder, token))
         try:
