@@ -23,6 +23,9 @@ class ServiceManager:
         environ = os.environ if environ is None else environ
         self.present = bool(environ.get("NOTIFY_SOCKET"))
         self._notifier = sdnotify.SystemdNotifier() if self.present else None
+        if self._notifier is not None and self._notifier.socket is not None:
+            # A service manager that does not read must not stop our loop; what it misses it misses.
+            self._notifier.socket.setblocking(False)
         self._status = ""
         self._timer: asyncio.TimerHandle | None = None
         self.watchdog = self._watchdog_of(environ)
@@ -59,9 +62,12 @@ class ServiceManager:
             self._timer = asyncio.get_running_loop().call_later(self.watchdog / 3, self.watch)
 
     def close(self) -> None:
-        """Send no more signs of life."""
+        """Tell nothing more."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._notifier is not None and self._notifier.socket is not None:
+            self._notifier.socket.close()
+            self._notifier = None
 
     def _tell(self, text: str, status: str = "") -> None:
         if status:

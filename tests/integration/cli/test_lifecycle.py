@@ -155,7 +155,7 @@ async def test_systemd_hears_of_start_reload_life_and_end(start, config, systemd
 
 async def test_ready_says_when_it_can_serve(start, tmp_path, switch, nats):
     config = Config(tmp_path, "nats://127.0.0.1:1", switch.url)
-    config.write()
+    config.write(drain=1.0)
     worker = await start("run")
     page = json.loads((await worker.line(r'"event": "worker started"')).string)["page"]
     assert (await fetch(page + "live"))[0] == 200
