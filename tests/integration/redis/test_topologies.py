@@ -91,6 +91,33 @@ async def test_a_cluster_does_everything(
         await worker.append_many(stream, [Message("fs.events.A", b"1")])
 
 
+async def swapped(bus: RedisBus, key: str, value: bytes) -> tuple[bool, bytes]:
+    answer: asyncio.Future[tuple[bool, bytes]] = asyncio.get_running_loop().create_future()
+
+    def done(written: bool, found: Any, error: Any) -> None:
+        answer.set_exception(error) if error else answer.set_result((written, found.value))
+
+    bus.records.swap(key, value, None, 60.0, done)
+    return await asyncio.wait_for(answer, 10)
+
+
+async def test_a_cluster_keeps_the_ledger(cluster: list[EmbeddedBroker], open_redis: Open) -> None:
+    one, two = await open_redis(url_of(cluster)), await open_redis(url_of(cluster))
+    for bus in (one, two):
+        await bus.records.open(60.0, 5.0)
+    first = await asyncio.gather(*(swapped(one, f"id{n}", b"one") for n in range(60)))
+    second = await asyncio.gather(*(swapped(two, f"id{n}", b"two") for n in range(60)))
+    assert (set(first), set(second)) == ({(True, b"one")}, {(False, b"one")})
+    assert all([await ask(node, "DBSIZE") for node in cluster])
+
+
+async def test_a_user_with_just_enough_rights_is_enough_for_the_ledger(start_valkey: Any, open_redis: Open) -> None:
+    server = await start_valkey("user esl on >pw ~esl.* ~{esl.* &* +@all -@admin\nuser default on >other ~* &* +@all")
+    bus: RedisBus = await open_redis(f"redis://esl:pw@127.0.0.1:{server.port}")
+    await bus.records.open(60.0, 5.0)
+    assert await swapped(bus, "a", b"x") == (True, b"x")
+
+
 async def test_a_slot_that_moves_is_followed(
     cluster: list[EmbeddedBroker], open_redis: Open, eventually: Eventually
 ) -> None:

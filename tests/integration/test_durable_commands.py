@@ -1,0 +1,164 @@
+"""Requests that outlive their worker, outcomes that all workers know, and what else the bus carries of a command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+
+from bridge.bus.base import Received
+from bridge.bus.embedded import EmbeddedBroker
+from tests.integration.conftest import House
+
+
+@pytest.fixture
+async def nats_house(tmp_path: Path) -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        yield House(await stack.enter_async_context(EmbeddedBroker("nats")), tmp_path, stack)
+
+
+async def ask(house: House, client: Any, subject: str, **fields: Any) -> Any:
+    """Publish a durable request as any NATS program would and return its reply message."""
+    inbox = client.new_inbox()
+    replies = await client.subscribe(inbox)
+    body = json.dumps({"reply_to": inbox, **fields}).encode()
+    await client.jetstream().publish(subject, body, headers={"traceparent": "00-0af7-b7ad-01"})
+    return await replies.next_msg(timeout=20)
+
+
+async def test_an_outcome_is_known_to_every_worker(house: House) -> None:
+    switch = await house.switch()
+    for number in range(2):
+        worker = await house.worker(switch, worker={"id": f"w{number}"})
+        assert worker.describe()["ledger"] == "shared"
+    client = await house.client()
+    for id in "abc":
+        fields = {"id": id, "command": f"eval {id}"}
+        replies = [await client.request(fields, timeout=10) for _ in range(8)]
+        replies += await asyncio.gather(*(client.request(fields, timeout=10) for _ in range(8)))
+        assert {reply.result for reply in replies} == {id}
+        assert sum(not reply.replayed for reply in replies) == 1
+        assert switch.executed[f"eval {id}"] == 1
+        assert (await client.request({"id": id, "command": "eval other"}, timeout=10)).status == "invalid"
+    assert not switch.executed["eval other"]
+
+
+async def test_repeats_that_come_at_once_run_once_and_wait(house: House) -> None:
+    switch = await house.switch()
+    for number in range(2):
+        await house.worker(switch, worker={"id": f"w{number}"}, commands={"background": [], "safe": []})
+    client = await house.client()
+    fields = {"id": "slow", "command": "msleep 400"}
+    replies = await asyncio.gather(*(client.request(fields, timeout=20) for _ in range(12)))
+    assert {(reply.status, reply.executed) for reply in replies} == {("ok", "yes")}
+    assert sum(not reply.replayed for reply in replies) == 1
+    assert switch.executed["msleep 400"] == 1
+
+
+async def test_a_worker_of_its_own_memory_says_so(nats_house: House) -> None:
+    worker = await nats_house.worker(await nats_house.switch(), commands={"ledger": "memory"})
+    assert worker.describe()["ledger"] == "per worker"
+
+
+async def test_a_durable_request_waits_for_a_worker_and_is_answered_where_it_asks(nats_house: House) -> None:
+    switch = await nats_house.switch()
+    durable = {"commands": {"durable": True}}
+    first = await nats_house.worker(switch, **durable)
+    client = await nats.connect(nats_house.broker.url)
+    reply = await ask(nats_house, client, "esl.queue", command="eval one", id="1")
+    said = json.loads(reply.data)
+    assert (said["id"], said["status"], said["result"]) == ("1", "ok", "one")
+    assert reply.headers["traceparent"] == "00-0af7-b7ad-01"
+    await first.stop()
+    waiting = asyncio.create_task(ask(nats_house, client, "esl.queue", command="eval two", timeout_ms=60_000))
+    expired = asyncio.create_task(ask(nats_house, client, "esl.queue.fs1", command="eval never", timeout_ms=1))
+    await nats_house.worker(switch, **durable)
+    said = json.loads((await waiting).data)
+    assert (said["status"], said["result"]) == ("ok", "two")
+    assert said["elapsed_ms"] > said["timing"]["esl_ms"]
+    reply = await expired
+    said = json.loads(reply.data)
+    assert (said["status"], said["executed"]) == ("expired", "no")
+    assert reply.headers["Nats-Service-Error-Code"]
+    assert not switch.executed["eval never"]
+    await client.close()
+
+
+async def test_the_client_uses_the_durable_queue(nats_house: House) -> None:
+    switch = await nats_house.switch()
+    await nats_house.worker(switch, commands={"durable": True})
+    client = await nats_house.client()
+    replies = await asyncio.gather(
+        *(client.call({"command": f"eval {number}"}, timeout=10, queue="esl.queue") for number in range(100))
+    )
+    assert [reply.result for reply in replies] == [str(number) for number in range(100)]
+    replies = await asyncio.gather(
+        *(client.call({"command": f"eval o{number}"}, timeout=20, queue="esl.queue.fs1") for number in range(20))
+    )
+    assert [reply.result for reply in replies] == [f"o{number}" for number in range(20)]
+    ran = [line for line in switch.executed if line.startswith("eval o")]
+    assert ran == [f"eval o{number}" for number in range(20)]
+
+
+async def test_a_durable_request_that_cannot_be_answered_is_a_dead_letter(nats_house: House) -> None:
+    switch = await nats_house.switch()
+    worker = await nats_house.worker(switch, commands={"durable": True})
+    client = await nats.connect(nats_house.broker.url)
+    stream = client.jetstream()
+    bodies = [b'{"command":"eval x"}', b'{"command":"eval x","reply_to":"fs.events.X"}', b"\xc1"]
+    for body in bodies:
+        await stream.publish("esl.queue", body)
+    reader = await stream.pull_subscribe("esl.dead", "reader", "ESL_DEAD")
+    letters = []
+    while len(letters) < 3:
+        letters += await reader.fetch(3 - len(letters), timeout=10)
+    assert sorted(letter.data for letter in letters) == sorted(bodies)
+    reasons = " | ".join(letter.headers["Esl-Bridge-Reason"] for letter in letters)
+    assert "no reply address" in reasons
+    assert "reply_to" in reasons
+    assert not switch.executed["eval x"]
+    assert b"esl_bridge_dead_letters_total 3.0" in worker.metrics.render()
+    assert (await stream.stream_info("ESL_QUEUE")).state.messages == 0
+    await client.close()
+
+
+async def test_large_outputs_come_whole_or_are_said_to_be_too_large(house: House) -> None:
+    switch = await house.switch()
+    await house.worker(switch)
+    client = await house.client()
+    megabyte = "channel,é," * 100_000
+    switch.api.commands["show"] = lambda argument: megabyte * int(argument.split()[-1])
+    whole = await client.request({"command": "show channels as json 3"}, timeout=30)
+    if house.broker.kind == "redis":
+        assert whole.result == megabyte * 3
+        return
+    assert (whole.status, whole.executed, whole.result) == ("too_large", "yes", None)
+    assert "limit" in whole.error
+    switch.api.commands["show"] = lambda argument: megabyte[:700_000]
+    fits = await client.request({"command": "show channels as json"}, timeout=30)
+    assert (fits.status, fits.result) == ("ok", megabyte[:700_000])
+
+
+async def test_denials_are_counted_and_the_audit_hides_secrets(house: House) -> None:
+    switch = await house.switch()
+    worker = await house.worker(switch, policy={"audit": True})
+    client = await house.client()
+    notices: list[dict[str, Any]] = []
+
+    def told(received: Received) -> None:
+        notices.append(json.loads(received.payload)["data"])
+
+    await client.bus.subscribe("fs.bridge.audit", told)
+    denied = await client.request({"command": "system id"}, timeout=10)
+    assert (denied.status, denied.executed) == ("denied", "no")
+    await client.request({"command": "originate {sip_auth_password=hunter22}user/1000 &park"}, timeout=10)
+    await house.until(lambda: len(notices) >= 2)
+    assert "hunter22" not in json.dumps(notices)
+    assert {notice["status"] for notice in notices} >= {"denied"}
+    assert b'esl_bridge_commands_denied_total{op="api"} 1.0' in worker.metrics.render()
