@@ -19,7 +19,7 @@ from bridge.esl.pending import PendingReply
 from bridge.esl.url import EslUrl
 from bridge.switch.dialing import dial
 
-EVENT_BUFFER: Final = 512 * 1024
+EVENT_BUFFER: Final = 256 * 1024
 """Bytes read at once from an event connection."""
 
 COMMAND_BUFFER: Final = 64 * 1024
@@ -164,8 +164,16 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what was read and hand it over."""
         self.read_at = self._loop.time()
+        if nbytes == len(self._buffer) and self._transport is not None:
+            # uvloop would read on, up to 32 times, before anybody else has a turn: the bus, the disk, the timers.
+            self._transport.pause_reading()
+            self._loop.call_soon(self._read_on)
         if self._closed is None:
             self._handle(self._protocol.receive_data(self._buffer[:nbytes]))
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         """FreeSWITCH closed: so do we."""

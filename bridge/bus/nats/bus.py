@@ -25,7 +25,7 @@ from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.patterns import widened
 from bridge.errors import BusUnavailable, MessageTooLarge
 
-WINDOW = 2 << 20
+WINDOW = 4 << 20
 """Unconfirmed bytes at which publishing waits."""
 HELD_BYTES = 8 << 20
 """Bytes of replies that wait for the bus to come back; the oldest are dropped first."""
