@@ -201,8 +201,11 @@ class EventBuffer:
     def discard(self) -> int:
         """Forget what waits, and what is in flight and would come back: another worker publishes it.
 
-        Nothing is told as a loss; returns how many events waited.
+        Nothing is told as a loss; returns how many events waited. What is bound for a stream stays: it goes there at
+        least once, when its gate is open again or, after a restart, from the disk.
         """
+        if self.lane:
+            return 0
         count = self.events
         self._grow(-self._memory, -self._bytes)
         self._head.clear()

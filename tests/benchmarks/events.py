@@ -198,7 +198,9 @@ def peer_run(name: str, count: int, options: argparse.Namespace) -> dict[str, fl
 
 def framing_run(count: int) -> dict[str, float]:
     with firehose() as (hose, esl):
-        with Contestant(python(), str(HERE / "peers" / "framing_reader.py"), str(esl), str(count), echo=True) as process:
+        with Contestant(
+            python(), str(HERE / "peers" / "framing_reader.py"), str(esl), str(count), echo=True
+        ) as process:
             hose.line("subscribed")
             time.sleep(0.5)
             cpu, start = process.cpu, time.monotonic()
@@ -321,7 +323,9 @@ def machine() -> str:
                   if line.startswith("model name")), platform.machine())  # fmt: skip
     import os
 
-    return f"{model}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return (
+        f"{model}, {os.cpu_count()} CPUs, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )
 
 
 def main() -> int:
@@ -368,7 +372,14 @@ def main() -> int:
         extra["latency"] = latency_run(15_000, 10)
         extra["burst"] = burst_run(options.burst, 2_000_000)
     versions = {name: version(name) for name in ("nats-py", "redis", "hiredis", "msgspec", "uvloop")}
-    report = {"machine": machine(), "versions": versions, "results": summary, "ratios": ratios, "absent": absent, **extra}
+    report = {
+        "machine": machine(),
+        "versions": versions,
+        "results": summary,
+        "ratios": ratios,
+        "absent": absent,
+        **extra,
+    }
     if options.json:
         print(json.dumps(report, indent=2))
     else:
@@ -387,7 +398,9 @@ def _print(report: dict[str, Any]) -> None:
     print(", ".join(f"{name} {text}" for name, text in report["versions"].items()))
     print(f"\n{'':40} {'CPU us/event':>12} {'events/CPU s':>13} {'events/s':>10} {'peak MiB':>9}")
     for name, row in report["results"].items():
-        print(f"{name:40} {row['cpu_us']:12.1f} {row['per_cpu_second']:13,.0f} {row['rate']:10,.0f} {row['peak'] / 2**20:9.1f}")
+        print(
+            f"{name:40} {row['cpu_us']:12.1f} {row['per_cpu_second']:13,.0f} {row['rate']:10,.0f} {row['peak'] / 2**20:9.1f}"
+        )
     print()
     for row in report["ratios"]:
         print(f"{row['bridge']:36} {row['ratio']:6.1f} times {row['peer']} (goal {row['goal']})")
@@ -395,7 +408,9 @@ def _print(report: dict[str, Any]) -> None:
         print(f"left out: {text}")
     if "latency" in report:
         row = report["latency"]
-        print(f"\nlatency at 15,000 events/s: median {row['median']:.2f} ms, p99 {row['p99']:.2f} ms, max {row['max']:.1f} ms")
+        print(
+            f"\nlatency at 15,000 events/s: median {row['median']:.2f} ms, p99 {row['p99']:.2f} ms, max {row['max']:.1f} ms"
+        )
         row = report["burst"]
         print(f"a million events into a slow bus: peak {row['peak'] / 2**20:.0f} MiB (idle {row['idle'] / 2**20:.0f}), "
               f"read at {row['rate']:,.0f} events/s")  # fmt: skip

@@ -38,7 +38,9 @@ def main(port: int, count: int) -> None:
         ages.sort()
         at = lambda share: ages[min(len(ages) - 1, int(len(ages) * share))] / 1000  # noqa: E731
         print(
-            json.dumps({"events": len(ages), "median": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": ages[-1] / 1000}),
+            json.dumps(
+                {"events": len(ages), "median": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": ages[-1] / 1000}
+            ),
             flush=True,
         )
 

@@ -23,7 +23,9 @@ def load(tmp_path: Path, text: str, bus: str = "redis://h") -> Settings:
 
 def routes(settings: Settings) -> list[RouteSettings]:
     scheme = settings.bus.url.scheme
-    return msgspec.convert(event_routes(settings.events, bus_codec=settings.bus.codec, scheme=scheme), list[RouteSettings])
+    return msgspec.convert(
+        event_routes(settings.events, bus_codec=settings.bus.codec, scheme=scheme), list[RouteSettings]
+    )
 
 
 def test_without_routes_there_is_the_default_one(tmp_path: Path) -> None:

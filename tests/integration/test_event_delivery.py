@@ -1,0 +1,124 @@
+"""Durable deliveries on real brokers: the broker dies and comes back, the worker restarts; nothing is lost, all in order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import nats
+import pytest
+import redis.asyncio
+
+from bridge.bus.embedded import EmbeddedBroker
+from bridge.worker import Worker
+from tests.integration.conftest import House
+
+# The bus is away for longer than a lease would last: this is about events, not about who owns the node.
+FLEET = {"lease_time": 60.0}
+# A worker that restarts waits until the lease of its name, which an absent broker could not take back, has run out.
+SHORT = {"lease_time": 4.0}
+
+
+async def stored(broker: EmbeddedBroker, name: str) -> list[dict[str, Any]]:
+    """The events of a stream, in its order, as an independent reader sees them."""
+    if broker.kind == "redis":
+        async with redis.asyncio.Redis(port=broker.port) as client:
+            return [json.loads(fields[b"data"]) for _, fields in await client.xrange(name)]
+    client = await nats.connect(broker.url)
+    try:
+        jetstream = client.jetstream()
+        info = await jetstream.stream_info(name)
+        subscription = await jetstream.pull_subscribe("", stream=name)
+        messages: list[dict[str, Any]] = []
+        while len(messages) < info.state.messages:
+            messages += [json.loads(one.data) for one in await subscription.fetch(500, timeout=5)]
+        return messages
+    finally:
+        await client.close()
+
+
+def numbers(events: list[dict[str, Any]], subclass: str) -> list[int]:
+    found = [int(one["data"]["number"]) for one in events if one["data"].get("Event-Subclass") == subclass]
+    return list(dict.fromkeys(found))
+
+
+def stream_of(house: House) -> str:
+    return "FS_EVENTS" if house.broker.kind == "nats" else "fs.events"
+
+
+def buffers(worker: Worker) -> list[Any]:
+    return list(worker.publisher._buffers.values())
+
+
+@pytest.mark.parametrize("delivery", ["durable", "both"])
+async def test_a_broker_that_dies_and_comes_back_costs_a_durable_delivery_nothing(house: House, delivery: str) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    worker = await house.worker(switch, events={"delivery": delivery}, fleet=FLEET)
+    for number in range(600):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="kept")
+        if number == 200:
+            await house.until(lambda: worker.metrics.totals["events_published"] > 100)
+            await house.broker.kill()
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    await house.until(lambda: not worker.bus.connected)
+    await house.until(lambda: sum(one.events + one.in_flight for one in buffers(worker)) > 100)
+    await house.broker.start()
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream_of(house))
+    assert numbers(events, "kept") == list(range(600))
+
+
+async def test_a_worker_that_restarts_sends_on_what_it_could_not(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    options: dict[str, Any] = {
+        "events": {"delivery": "durable"}, "fleet": SHORT,
+        "worker": {"id": "w1", "state_dir": str(house.folder), "drain_timeout": 0.2},
+    }  # fmt: skip
+    worker = await house.worker(switch, **options)
+    switch.fire("CUSTOM", {"number": "-1"}, subclass="kept")
+    await house.until(lambda: worker.metrics.totals["events_published"] > 0)
+    await house.broker.kill()
+    await house.until(lambda: not worker.bus.connected)
+    for number in range(200):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="kept")
+    await house.until(lambda: sum(one.events for one in buffers(worker)) >= 200)
+    await worker.stop()
+    assert (house.folder / "w1.spill").exists()
+    await house.broker.start()
+    again = await house.worker(switch, **options)
+    switch.fire("CUSTOM", {"number": "200"}, subclass="kept")
+    await house.until(lambda: again.metrics.totals["events_received"] > 0)
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(again)))
+    events = await stored(house.broker, stream_of(house))
+    assert numbers(events, "kept") == list(range(-1, 201))
+    epochs = list(dict.fromkeys(one["epoch"] for one in events if one["data"].get("Event-Subclass") == "kept"))
+    assert len(epochs) == 2
+    await again.stop()
+    assert not (house.folder / "w1.spill").exists()
+
+
+async def test_routes_go_their_ways(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    stream = "FS_JOBS" if house.broker.kind == "nats" else "fs.jobs"
+    routes = [
+        {"name": "jobs", "topic": "fs.jobs.{node}", "subclasses": ["job::*"], "delivery": "durable", "stream": stream},
+        {"name": "few", "topic": "few.{name}", "where": {"number": "7"}, "keep": ["number"], "envelope": "none"},
+    ]
+    client = await house.client()
+    few: list[bytes] = []
+    await client.bus.subscribe("few.*", lambda received: few.append(received.payload)) if hasattr(
+        client, "bus"
+    ) else None
+    worker = await house.worker(switch, events={"route": routes}, fleet=FLEET)
+    for number in range(10):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="job::done" if number % 2 else "other")
+    await house.until(lambda: worker.metrics.totals["events_received"] >= 10)
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream)
+    assert numbers(events, "job::done") == [1, 3, 5, 7, 9]
+    assert numbers(events, "other") == []
+    await house.until(lambda: few)
+    assert few == [b'{"number":"7"}']
+    assert [one["sequence"] for one in events] == [f"{number:010d}" for number in range(1, 6)]
