@@ -6,6 +6,8 @@ This room never opens a connection and never chooses which command goes where.
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from enum import Enum
 from typing import TYPE_CHECKING, Final, cast
 
@@ -17,7 +19,7 @@ from bridge.esl.pending import PendingReply
 from bridge.esl.replies import Reply
 from bridge.switch.connection import Connection
 from bridge.switch.jobs import Origin
-from bridge.switch.submission import Need, Submission
+from bridge.switch.submission import Execute, Need, Submission
 
 if TYPE_CHECKING:
     from bridge.switch.command_pool import CommandPool
@@ -26,6 +28,7 @@ CORE_UUID_QUERY: Final = "global_getvar core_uuid"
 """The ``api`` line that tells FreeSWITCH's Core-UUID; a restricted user may not have it."""
 
 _UUID_LENGTH = 36
+_CALL_ID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._:-]{0,127}")  # what a filter can say; other ids are not watched
 _EVENTS: Final = {Need.JOBS: "BACKGROUND_JOB", Need.EXECUTES: "CHANNEL_EXECUTE_COMPLETE"}
 _HEADERS: Final = {Need.JOBS: "Job-UUID", Need.EXECUTES: "Application-UUID"}
 
@@ -80,6 +83,9 @@ class Carrier:
         self.core_uuid = ""
         self.adopted: set[Origin] = set()
         """Origins of lost connections whose jobs report here."""
+        self.sees_begin = False
+        """Whether FreeSWITCH's user may see that an application begins."""
+        self._calls: Counter[str] = Counter()
         self.settings: dict[Need, Setting] = {Need.JOBS: Setting.NONE, Need.EXECUTES: Setting.NONE}
         self.denial: NotPermitted | None = None
 
@@ -119,6 +125,8 @@ class Carrier:
         if self.unanswered == 0:
             self.progress_at = now
         command = submission.render(self)
+        if isinstance(submission, Execute):
+            self._watch(submission.uuid)
         if self.pool.own is not None:
             self.pool.own.add_command(command)
         submission.pending = connection.send(command, submission, submission.on_written)
@@ -149,12 +157,36 @@ class Carrier:
             self._step(commands.api(CORE_UUID_QUERY), "core_uuid")
         # The filter first: FreeSWITCH sends no other job's event in between.
         self._step(commands.filter_add(_HEADERS[need], prefix_filter(self.prefix)))
+        if need is Need.EXECUTES:
+            # Alone: a name that is denied would take those behind it along, and these are not needed.
+            self._step(commands.event("json", ["CHANNEL_EXECUTE"]), "sees_begin")
+            self._step(commands.event("json", ["CHANNEL_DESTROY"]))
         self._step(commands.event("json", [_EVENTS[need]]), need)
 
     def adopt(self, origin: Origin) -> None:
         """Get the results of a lost connection's jobs, too."""
         self.adopted.add(origin)
         self._step(commands.filter_add(_HEADERS[origin[0]], prefix_filter(origin[1])))
+        for execute in self.pool.jobs.executes_of(origin):
+            execute.carrier = self
+            self._watch(execute.uuid)
+
+    def _watch(self, uuid: str) -> None:
+        """Get the end of a call on which an application is waited for."""
+        if _CALL_ID.fullmatch(uuid):
+            self._calls[uuid] += 1
+            if self._calls[uuid] == 1:
+                self._step(commands.filter_add("Unique-ID", uuid))
+
+    def unwatch(self, uuid: str) -> None:
+        """One application less is waited for on this call."""
+        if uuid not in self._calls:
+            return
+        self._calls[uuid] -= 1
+        if not self._calls[uuid]:
+            del self._calls[uuid]
+            if self.alive:
+                self._step(commands.filter_delete("Unique-ID", uuid))
 
     def release(self, origin: Origin) -> None:
         """The last job of an adopted origin is over."""
@@ -203,10 +235,15 @@ class Carrier:
         envelope = event.envelope
         if envelope.name == _EVENTS[Need.JOBS]:
             key = envelope.job_uuid
-        elif envelope.name == _EVENTS[Need.EXECUTES]:
+        elif envelope.name in ("CHANNEL_EXECUTE", _EVENTS[Need.EXECUTES]):
             value = event.get(_HEADERS[Need.EXECUTES])
             key = value if isinstance(value, str) else ""
+            if envelope.name == "CHANNEL_EXECUTE":
+                self.pool.jobs.began(key)
+                return
         else:
+            if envelope.name == "CHANNEL_DESTROY":
+                self.pool.jobs.call_destroyed(envelope.unique_id, now)
             return
         self.pool.jobs.complete(key, event, now)
 
@@ -214,6 +251,8 @@ class Carrier:
         if told == "core_uuid":
             self.core_uuid = core_uuid_of(reply)
             self.pool.core_uuid_told(self.core_uuid)
+        elif told == "sees_begin":
+            self.sees_begin = reply.ok
         elif isinstance(told, Need):
             if reply.ok:
                 self.settings[told] = Setting.READY

@@ -133,7 +133,7 @@ class CommandPool:
         deadline: float,
         on_written: Callable[[], None] | None = None,
     ) -> Submission:
-        """Run an application on the call ``uuid``; the outcome is its CHANNEL_EXECUTE_COMPLETE.
+        """Run an application on the call ``uuid``; the outcome is its CHANNEL_EXECUTE_COMPLETE, or the call's end.
 
         Raises InvalidCommand before anything is sent.
         """
@@ -311,6 +311,8 @@ class CommandPool:
     def settled(self, submission: Submission) -> None:
         """Its outcome is known."""
         self.in_flight -= 1
+        if isinstance(submission, Execute) and submission.carrier is not None:
+            submission.carrier.unwatch(submission.uuid)
         if submission.need is not Need.NOTHING:
             self._carriers.release_adopted()
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from bridge.errors import ConnectionLost, EslError
 from bridge.esl.event import Event
 from bridge.esl.pending import JobTable
-from bridge.switch.submission import Job, Need
+from bridge.switch.submission import Execute, Job, Need
 
 Origin = tuple[Need, str]
 """What kind of job it is, and the prefix of the connection that started it."""
@@ -50,6 +50,22 @@ class Jobs:
             self._running.pop(key, None)
             token.completed(event, now)
 
+    def began(self, key: str) -> None:
+        """An application began that is waited for."""
+        job = self._running.get(key)
+        if isinstance(job, Execute):
+            job.began = True
+
+    def call_destroyed(self, uuid: str, now: float) -> None:
+        """A call is gone: so are the applications that are waited for on it."""
+        for job in list(self._running.values()):
+            if isinstance(job, Execute) and job.uuid == uuid:
+                job.call_destroyed(now)
+
+    def executes_of(self, origin: Origin) -> list[Execute]:
+        """The applications of an origin that are waited for."""
+        return [job for job in self._running.values() if isinstance(job, Execute) and origin_of(job) == origin]
+
     def owed_to(self, origins: Collection[Origin]) -> bool:
         """Whether a job of these origins still runs."""
         return any(origin_of(job) in origins for job in self._running.values())
@@ -58,7 +74,7 @@ class Jobs:
         """The connection that gets the results of these origins is gone."""
         for job in self._running.values():
             if job.accepted and origin_of(job) in origins:
-                job.orphaned = True
+                job.orphaned = job.unseen = True
                 self.orphans.add(origin_of(job))
 
     def adopted(self, origin: Origin) -> None:

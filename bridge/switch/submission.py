@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
-from bridge.errors import BudgetSpent, CommandTimeout, EslError
+from bridge.errors import BudgetSpent, CommandTimeout, ConnectionLost, EslError
 from bridge.esl import commands
 from bridge.esl.event import Event
 from bridge.esl.pending import PendingReply
@@ -189,7 +189,7 @@ class Submission:
 class Job(Submission):
     """A ``bgapi``: its own Job-UUID goes with it, its outcome is the BACKGROUND_JOB."""
 
-    __slots__ = ("accepted", "core_uuid", "key", "line", "on_accepted", "orphaned")
+    __slots__ = ("accepted", "core_uuid", "key", "line", "on_accepted", "orphaned", "unseen")
 
     need = Need.JOBS
 
@@ -207,6 +207,8 @@ class Job(Submission):
         self.on_accepted = on_accepted
         self.accepted = False
         self.orphaned = False
+        self.unseen = False
+        """Its connection was lost for a while: something about it may have been missed."""
         self.key = ""
         self.core_uuid = ""
 
@@ -273,10 +275,17 @@ class Job(Submission):
         super().cancel()
 
 
-class Execute(Job):
-    """An application that is waited for: its Event-UUID comes back as Application-UUID at CHANNEL_EXECUTE_COMPLETE."""
+CALL_GRACE: Final = 0.5
+"""How long after its call ended (s) the CHANNEL_EXECUTE_COMPLETE may still come: events overtake one another."""
 
-    __slots__ = ("app", "uuid")
+
+class Execute(Job):
+    """An application that is waited for: its Event-UUID comes back as Application-UUID at CHANNEL_EXECUTE_COMPLETE.
+
+    It ends with its call, too: what was queued behind another application never runs then, and completes never.
+    """
+
+    __slots__ = ("app", "began", "gone", "uuid")
 
     need = Need.EXECUTES
 
@@ -293,6 +302,41 @@ class Execute(Job):
         super().__init__(pool, arg, done, deadline, on_written, None)
         self.uuid = uuid
         self.app = app
+        self.began = False
+        """Its CHANNEL_EXECUTE came."""
+        self.gone = False
+        """The CHANNEL_DESTROY of its call came."""
+
+    def replied(self, reply: Reply, now: float) -> None:
+        """The call took it, or there is no such call."""
+        super().replied(reply, now)
+        if self.gone and self.state is _WRITTEN:
+            self.call_destroyed(now)
+
+    def call_destroyed(self, now: float) -> None:
+        """Its call is gone."""
+        self.gone = True
+        if self.accepted:
+            self.pool.deadlines.add(now + CALL_GRACE, self._call_ended)
+
+    def _call_ended(self) -> None:
+        if self.state is not _WRITTEN:
+            return
+        self.pool.jobs.forget(self.key)
+        if self.began:
+            reply = Reply("api", "-ERR the call ended while the application ran", {})
+        elif self.unseen or self.carrier is None or not self.carrier.sees_begin:
+            self._give_up(
+                Outcome(
+                    "lost",
+                    error=ConnectionLost("the call ended, and how far the application came was not seen"),
+                    job=self.key,
+                )
+            )
+            return
+        else:
+            reply = Reply("command", "-ERR the call ended before the application began", {})
+        self._answer(Outcome("reply", reply, job=self.key, esl_ms=self._age_ms()))
 
     def _command(self) -> bytes:
         return commands.execute(self.uuid, self.app, self.line, event_uuid=self.key)

@@ -535,6 +535,56 @@ async def test_an_application_that_is_waited_for(
     assert pool.in_flight == 0
 
 
+async def answered_call(pool: CommandPool, answers: Any, until: Until) -> str:
+    pool.submit_job("originate null/1 &park", answers.take("call"), deadline=soon())
+    await until(lambda: "call" in answers)
+    return str(answers["call"].result.removeprefix("+OK ").strip())
+
+
+async def test_an_application_that_never_runs_ends_with_its_call(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    """Behind another application: the call is hung up before its turn comes, no CHANNEL_EXECUTE_COMPLETE will."""
+    pool = make_pool(switch.url, max_connections=1)
+    uuid = await answered_call(pool, answers, until)
+    pool.submit_execute_wait(uuid, "sleep", "60000", answers.take("runs"), deadline=soon(60))
+    await until(lambda: any(line.startswith("sendmsg") for line in switch.received))
+    pool.submit_execute_wait(uuid, "set", "a=b", answers.take("waits"), deadline=soon(60))
+    await until(lambda: sum(line.startswith("sendmsg") for line in switch.received) == 2)
+    assert (await pool.api(f"uuid_kill {uuid}", 5)).ok
+    await until(lambda: "runs" in answers and "waits" in answers)
+    waits = answers["waits"]
+    assert waits.status == "reply"
+    assert waits.reply.text == "-ERR the call ended before the application began"
+    assert waits.reply.kind == "command"  # executed: no
+    assert answers["runs"].status == "reply"  # FreeSWITCH completes what runs when the call is hung up
+    assert (await pool.api("echo still here", 5)).text == "still here"
+    (connection,) = switch.connections
+    assert "filter delete Unique-ID " + uuid in connection.commands
+    assert pool.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("denied", "status"),
+    [("CHANNEL_EXECUTE", "lost"), ("CHANNEL_DESTROY", "timeout")],
+)
+async def test_a_user_that_may_not_see_it_all_gets_an_honest_outcome(
+    make_pool: MakePool, answers: Any, until: Until, denied: str, status: str
+) -> None:
+    allowed = {"BACKGROUND_JOB", "CHANNEL_EXECUTE_COMPLETE", "CHANNEL_EXECUTE", "CHANNEL_DESTROY"} - {denied}
+    async with SimulatedSwitch(users={"u@x": User("s", allowed_events=sorted(allowed))}) as switch:
+        pool = make_pool(f"fs://u%40x:s@127.0.0.1:{switch.port}")
+        uuid = await answered_call(pool, answers, until)
+        pool.submit_execute_wait(uuid, "sleep", "60000", answers.take("runs"), deadline=soon(60))
+        await until(lambda: any(line.startswith("sendmsg") for line in switch.received))
+        pool.submit_execute_wait(uuid, "set", "a=b", answers.take("waits"), deadline=soon(2))
+        await until(lambda: sum(line.startswith("sendmsg") for line in switch.received) == 2)
+        assert (await pool.api(f"uuid_kill {uuid}", 5)).ok
+        await until(lambda: "waits" in answers)
+        assert answers["waits"].status == status
+        await pool.close()
+
+
 async def test_under_repeated_cuts_every_command_gets_one_outcome_and_runs_at_most_once(
     switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
 ) -> None:

@@ -197,22 +197,26 @@ async def test_an_absent_node_is_tried_again_without_noise(
     assert recorder.states() == ["CONNECTING", "DOWN", "SYNCING", "UP"]
 
 
-async def test_a_wrong_password_is_no_tight_loop(switch: SimulatedSwitch, make_link: MakeLink, recorder: Any) -> None:
+async def test_a_wrong_password_is_no_tight_loop(
+    switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until
+) -> None:
     make_link(f"fs://:wrong@127.0.0.1:{switch.port}", backoff=Backoff())
+    await until(lambda: recorder.losses)
     await asyncio.sleep(0.5)
-    assert switch.connections_made == 1
     ((reason, error),) = recorder.losses
+    assert switch.connections_made == 1
     assert reason == "auth_failed"
     assert isinstance(error, AuthenticationFailed)
     assert "wrong" not in recorder.changes[-1].reason.replace("wrong password", "")
 
 
-async def test_the_acl_is_no_tight_loop(make_link: MakeLink, recorder: Any) -> None:
+async def test_the_acl_is_no_tight_loop(make_link: MakeLink, recorder: Any, until: Until) -> None:
     async with SimulatedSwitch(deny=True) as switch:
         link = make_link(switch.url, backoff=Backoff())
+        await until(lambda: recorder.losses)
         await asyncio.sleep(0.5)
-        assert switch.connections_made == 1
         ((reason, error),) = recorder.losses
+        assert switch.connections_made == 1
         assert reason == "access_denied"
         assert isinstance(error, AccessDenied)
         await link.stop()
