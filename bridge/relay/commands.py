@@ -33,6 +33,7 @@ from bridge.switch.deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 
+_ASK_AGAIN: Final = 0.25  # s; a ledger that did not answer
 _EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
 _DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
 _WORKER_GONE: Final = Result(
@@ -230,6 +231,10 @@ class CommandRelay:
             self._desk.replay(exchange, kept)
         elif verdict is Verdict.DIFFERENT:
             self._desk.end(exchange, refused(Refusal(Status.INVALID, "id: was used for a different request")))
+        elif exchange.delivery.pulled:
+            # Its entry may be given to another worker while ours is cut off, and run there: "no" could be a lie.
+            if not self._sender.stopped:
+                self._loop.call_later(_ASK_AGAIN, self._remember, exchange)
         else:
             self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")))
 

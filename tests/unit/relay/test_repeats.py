@@ -273,3 +273,24 @@ async def test_drain_leaves_to_the_ledger_what_only_it_can_say(make_world: Any, 
     assert (fresh.reply.status, fresh.reply.executed) == (Status.DRAINING, Executed.NO)
     assert world.pool().waiting == 0
     assert slow_ledger.inner._running == {}
+
+
+async def test_a_request_that_others_may_get_waits_for_a_ledger_that_is_away(
+    make_world: Any, slow_ledger: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.relay.commands._ASK_AGAIN", 0.01)
+    world = make_world(ledger=slow_ledger)
+    slow_ledger.override = Verdict.UNREACHABLE
+    given = world.put(command="x", id="a", delivery={"pulled": True})
+    for _ in range(3):
+        await until(lambda: bool(slow_ledger.steps))
+        slow_ledger.go()
+    assert not given.answered
+    slow_ledger.override = None
+    await until(lambda: bool(slow_ledger.steps))
+    slow_ledger.go()
+    await until(lambda: bool(slow_ledger.steps) or bool(world.pool().given))
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    assert given.reply.status is OK
