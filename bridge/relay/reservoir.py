@@ -5,6 +5,7 @@ This room never touches an event; it says which buffer spills or drops.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 # After a failed write the disk is left alone for so long, in seconds.
 _RETRY_AFTER = 5.0
+# How long one read may be held up by a disk that is behind, and how long a disk that gave nothing is not waited for.
+_PATIENCE = 0.1
+_IMPATIENCE = 1.0
 # Part of the memory that fills before anything goes to disk; the rest is for what is being written.
 _SPILL_AT = 3
 
@@ -53,6 +57,7 @@ class Reservoir:
         self._buffers: list[EventBuffer] = []
         self._found: dict[tuple[str, str], list[Row]] = {}
         self._failed_at = 0.0
+        self._patient_at = 0.0
 
     @property
     def stored(self) -> int:
@@ -151,8 +156,24 @@ class Reservoir:
                 victim.spill()
                 self._trim(victim, now)
         if self.size > limits.size or self.events > limits.events:
+            self._wait_for_disk(now)
+        if self.size > limits.size or self.events > limits.events:
             return self._shed(buffer, now)
         return 0
+
+    def _wait_for_disk(self, now: float) -> None:
+        """Memory is full of what is being written: let the disk catch up, within bounds, before anything is lost."""
+        if self._spill is None or now < self._patient_at:
+            return
+        deadline = time.monotonic() + _PATIENCE
+        while self.size > self.limits.size and self.can_spill(now):
+            left = deadline - time.monotonic()
+            if left <= 0 or not any(one.backlog.held for one in self._buffers if one.backlog is not None):
+                break
+            if not self._spill.catch_up(left):
+                # It does not come: the reader is not held up again for a while.
+                self._patient_at = now + _IMPATIENCE
+                break
 
     def _shed(self, buffer: EventBuffer, now: float) -> int:
         # Down to nine tenths: shedding a little more now keeps the cost off the next thousand reads.

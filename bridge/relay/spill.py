@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import sqlite3
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +149,8 @@ class Spill:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._file: sqlite3.Connection | None = None
         self._next = _STRIDE
+        self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
+        self._progress = threading.Event()
 
     def open(self) -> list[Row]:
         """Open the file, make it when it is absent, and return what is in it, oldest first. Raises ``OSError``.
@@ -211,13 +215,31 @@ class Spill:
                 result = job(*arguments)
             except Exception as caught:
                 error = caught
+            self._results.append((done, result, error))
+            self._progress.set()
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(done, result, error)
+                loop.call_soon_threadsafe(self._deliver)
 
         try:
             self._thread.submit(work)
         except RuntimeError as error:
             loop.call_soon(done, None, error)
+
+    def _deliver(self) -> None:
+        while self._results:
+            done, result, error = self._results.popleft()
+            done(result, error)
+
+    def catch_up(self, timeout: float) -> bool:
+        """Hold the loop until the thread has finished something, ``timeout`` s at most; whether it has.
+
+        For the moment when memory is full and the disk only behind: a pause of the reader, or a loss.
+        """
+        self._progress.clear()
+        if not self._results and not self._progress.wait(timeout):
+            return False
+        self._deliver()
+        return True
 
     def _stored(self, done: Stored, error: Exception | None) -> None:
         if error is not None and not self.failing:
