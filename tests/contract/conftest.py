@@ -7,7 +7,7 @@ import contextlib
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -25,6 +25,8 @@ class Station:
     """Whether a request that nobody can take raises ``NoConsumer``."""
     absent_url = ""
     """A URL of this kind where nobody listens."""
+    options: Mapping[str, Any] = {}
+    """What ``open_bus`` gets besides."""
     forgets_closed_readers = True
     """False where a blocked read of a closed connection still takes an entry (fakeredis)."""
 
@@ -37,7 +39,8 @@ class Station:
 
     def new(self, url: str = "") -> Bus:
         """A bus that is not connected yet."""
-        bus = open_bus(url or self.url, name=self.prefix, dead_letters=self.dead, worker=secrets.token_hex(4))
+        own = {"name": self.prefix, "dead_letters": self.dead, "worker": secrets.token_hex(4)}
+        bus = open_bus(url or self.url, **own, **self.options)
         self._buses.append(bus)
         return bus
 
@@ -167,6 +170,12 @@ async def valkey_station(request: pytest.FixtureRequest) -> AsyncIterator[Statio
     yield RedisStation(request.getfixturevalue("valkey_server").url)
 
 
+async def valkey_list_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
+    found = RedisStation(request.getfixturevalue("valkey_server").url)
+    found.options = {"queue_type": "list"}
+    yield found
+
+
 async def fake_redis_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
     with fake_redis() as url:
         found = RedisStation(url)
@@ -186,6 +195,7 @@ STATIONS: dict[str, Stations] = {
     "memory": memory_station,
     "nats": nats_station,
     "valkey": valkey_station,
+    "valkey-list": valkey_list_station,
     "fakeredis": fake_redis_station,
 }
 if os.environ.get("ESL_BRIDGE_TEST_NATS_URL"):

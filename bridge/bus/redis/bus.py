@@ -190,9 +190,9 @@ class RedisBus:
 
     # --- topics ------------------------------------------------------------------------------------------
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """See ``Bus.publish_many``."""
-        return await self._publisher.publish_many(batch)
+        return await self._publisher.publish_many(batch, allowed)
 
     async def flush(self, timeout: float) -> None:
         """See ``Bus.flush``."""
@@ -206,9 +206,11 @@ class RedisBus:
         """See ``DurableTopics.ensure_stream``: ``XADD`` creates the key."""
         self._stream_link(stream.key.encode())
 
-    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+    async def append_many(
+        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
+    ) -> None:
         """See ``DurableTopics.append_many``."""
-        await self._appender.append_many(stream, batch)
+        await self._appender.append_many(stream, batch, allowed)
 
     # --- queues ------------------------------------------------------------------------------------------
 
@@ -227,6 +229,7 @@ class RedisBus:
             answers=self._answers,
             worker=self._worker,
             claim_after=self._claim_after,
+            peers=self._consumers,
         )
         self._consumers.append(consumer)
         consumer.start()

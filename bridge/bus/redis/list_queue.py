@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
@@ -108,8 +108,9 @@ class ListQueue(Pull):
         answers: Answers,
         worker: str,
         claim_after: float,
+        peers: Sequence[Pull] = (),
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self._prefix = b"{%b}." % self.key
@@ -145,6 +146,7 @@ class ListQueue(Pull):
         if self._more:
             count = min(self._more, room)
             return Operation(command(b"LMOVE", self.key, self.processing, b"RIGHT", b"LEFT") * count, count, self.more)
+        self.promised = 1
         asking = command(b"BLMOVE", self.key, self.processing, b"RIGHT", b"LEFT", b"%d" % _BLOCK)
         return Operation(asking, 1, self.answered, patience=_BLOCK)
 

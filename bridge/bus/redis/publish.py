@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.wire import REFUSALS, Reply, ReplyError
-from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 
 MAX_PAYLOAD = 64 * 1024 * 1024
 """Our own limit in bytes; Redis' is ``proto-max-bulk-len``, 512 MiB."""
@@ -45,7 +45,7 @@ class Publisher:
         self._settled.set()
         self.on_broken()
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """See ``Bus.publish_many``."""
         if not self._link.connected:
             raise BusUnavailable(self._link.reason)
@@ -53,6 +53,8 @@ class Publisher:
         size = len(commands)
         while self._unconfirmed and self._unconfirmed + size > self._window:
             await self._wait_settled(None)
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
         self._number += 1
         number = self._number
         if not batch:
@@ -136,13 +138,17 @@ class StreamAppender:
     def __init__(self, link_for: Callable[[bytes], Link]) -> None:
         self._link_for = link_for
 
-    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+    async def append_many(
+        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
+    ) -> None:
         """See ``DurableTopics.append_many``."""
         link = self._link_for(stream.key.encode())
         if not link.connected:
             raise BusUnavailable(link.reason)
         if not batch:
             return
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
         finished: asyncio.Future[tuple[list[Reply], Exception | None]] = asyncio.get_running_loop().create_future()
 
         def done(replies: list[Reply], error: Exception | None) -> None:

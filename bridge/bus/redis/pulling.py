@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
@@ -31,6 +31,7 @@ class Pull(ABC):
         link: Link,
         answers: Answers,
         block: float,
+        peers: Sequence[Pull] = (),
     ) -> None:
         self.name = name
         self.key = name.encode()
@@ -39,6 +40,10 @@ class Pull(ABC):
         self._link = link
         self.answers = answers
         self._block = block
+        self._peers = peers
+        """Those that may draw on the same room."""
+        self.promised = 0
+        """How many entries the question that is asked may bring."""
         self._asked_at: float | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
@@ -109,6 +114,7 @@ class Pull(ABC):
                 pass
         unanswered = self._asked_at is not None
         await self._link.close()
+        self.promised = 0
         if unanswered:
             self.give_back()
 
@@ -125,8 +131,24 @@ class Pull(ABC):
         await self._link.close()
 
     def room_left(self) -> int:
-        """How many entries may be taken now."""
-        return _UNKNOWN_ROOM if self._room is None else self._room()
+        """How many entries may be taken now; what others ask for already is theirs."""
+        if self._room is None:
+            return _UNKNOWN_ROOM
+        return max(0, self._room() - sum([one.promised for one in self._peers if one is not self]))
+
+    def _share(self) -> int:
+        """How many to ask for: what is left, divided with those who do not ask yet.
+
+        One at least while there is room at all, so that nobody waits for another's question to end; together the
+        consumers take no more than one each above the room.
+        """
+        left = self.room_left()
+        if self._room is None:
+            return left
+        if left <= 0:
+            return min(1, self._room())
+        others = sum([not one.promised and not one.stopping for one in self._peers if one is not self])
+        return max(1, left // (1 + others))
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""
@@ -141,26 +163,30 @@ class Pull(ABC):
 
     def _up(self) -> None:
         self._asked_at = None
+        self.promised = 0
         if not self.stopping:
             self.prepare()
             self._go_on()
 
     def _down(self, error: Exception) -> None:
         self._asked_at = None
+        self.promised = 0
         self._quiet.set()
 
     def _go_on(self) -> None:
         self._pause = None
         if self.stopping or self._asked_at is not None or not self._link.connected:
             return
-        room = self.room_left()
+        room = self._share()
         if room > 0:
             self._asked_at = asyncio.get_running_loop().time()
+            self.promised = room
             self._link.say(self.ask(room))
 
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""
         asked_at, self._asked_at = self._asked_at, None
+        self.promised = 0
         if error is not None:
             return
         loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ This room never decodes a request.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
@@ -115,8 +115,9 @@ class StreamQueue(Pull):
         answers: Answers,
         worker: str,
         claim_after: float,
+        peers: Sequence[Pull] = (),
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}

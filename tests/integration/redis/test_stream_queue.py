@@ -408,3 +408,36 @@ async def test_many_requests_share_a_few_connections(
     mine = [info for info in await client.client_list() if info["name"] == f"asking-{queue}"]
     assert len(mine) <= 2 + 16
     assert len(mine) <= 2 + callers // 32 + 1
+
+
+@pytest.mark.parametrize("kind", ["stream", "list"])
+async def test_consumers_that_share_a_room_share_it(
+    valkey_server: EmbeddedBroker, open_redis: Open, queue: str, eventually: Eventually, client: Any, kind: str
+) -> None:
+    """All of them ask at once, and a burst answers all: one entry each above the room at the most."""
+    bus = await open_redis(valkey_server.url, queue_type=kind)
+    taken: list[Any] = []
+    queues = [queue, *(f"{queue}.fs{number}" for number in range(3))]
+    consumers = [await bus.consume(name, taken.append, room=lambda: max(0, 20 - len(taken))) for name in queues]
+    await eventually(lambda: all(one.promised for one in consumers))
+    async with client.pipeline(transaction=True) as burst:
+        for number in range(50):
+            for name in queues:
+                if kind == "stream":
+                    burst.xadd(name, {"data": f"{number}"})
+                else:
+                    burst.lpush(name, f"{number}")
+        await burst.execute()
+    await eventually(lambda: len(taken) >= 20)
+    await asyncio.sleep(0.2)
+    assert len(taken) <= 20 + len(queues)
+    finished = 0
+    while finished < 200:
+        await eventually(lambda: taken)
+        assert len(taken) <= 20 + len(queues)
+        done, taken[:] = list(taken), []
+        finished += len(done)
+        for delivery in done:
+            delivery.finish("", b"", "")
+        for consumer in consumers:
+            consumer.resume()
