@@ -43,6 +43,10 @@ format: $(VENV)/.dev ## Format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
+bench: $(VENV)/.dev ## Events through the bridge, beside relays of users: make bench ARGS="--rounds 3 --json"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python tests/benchmarks/events.py $(ARGS)
+
 bench-commands: $(VENV)/.dev ## Cost of a command, beside programs of users: make bench-commands ARGS="--peer-python python"
 	@$(BIN)/python tests/benchmarks/commands.py $(ARGS)
 
