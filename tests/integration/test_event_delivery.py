@@ -1,4 +1,4 @@
-"""Durable deliveries on real brokers: the broker dies and comes back, the worker restarts; nothing is lost, all in order."""
+"""Durable deliveries on real brokers: brokers die and come back, workers restart; nothing is lost, all in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buffer and spill together: whatever the bus, the disk and the limits do, each event leaves once, in order, or is told."""
+"""Buffer and spill together: whatever happens, each event leaves once, in order, or is told."""
 
 from __future__ import annotations
 
