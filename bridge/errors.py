@@ -23,6 +23,7 @@
     │   └── InvalidMessage          an event, notice or reply could not be decoded
     ├── BusError                    the broker side
     │   ├── BusUnavailable          no connection to the broker
+    │   ├── PublishWithdrawn        who published may not any more; nothing was written
     │   ├── NoConsumer              nobody consumes the queue that a request was put into
     │   ├── BusRefused              the broker refuses our credentials, rights or set-up (exit code 78)
     │   ├── MessageTooLarge         over the broker's size limit
@@ -148,6 +149,13 @@ class BusError(BridgeError):
 
 class BusUnavailable(BusError):
     """There is no connection to the broker; nothing was written."""
+
+
+class PublishWithdrawn(BusError):
+    """Who published may not any more, as it turned out right before the write; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("withdrawn before it was written")
 
 
 class NoConsumer(BusError):

@@ -192,12 +192,13 @@ class Bus(Protocol):
     def message_size(self, message: Message) -> int:
         """The size that the broker will compare with ``max_payload``."""
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """Write a batch to its topics in order, in one write, and return the batch's number (1, 2, ...).
 
-        Waits while too many bytes are unconfirmed (flow control by bytes). Raises ``BusUnavailable`` or
-        ``MessageTooLarge`` when nothing was written and ``PublishFailed`` when the batch broke off. Nothing is ever
-        sent twice.
+        Waits while too many bytes are unconfirmed (flow control by bytes), and asks ``allowed`` after that, right
+        before the write: where it says False nothing is written and ``PublishWithdrawn`` is raised. Raises
+        ``BusUnavailable`` or ``MessageTooLarge`` when nothing was written and ``PublishFailed`` when the batch broke
+        off. Nothing is ever sent twice.
         """
 
     async def flush(self, timeout: float) -> None:
@@ -264,12 +265,15 @@ class DurableTopics(Protocol):
         On Redis, where ``XADD`` creates the key, there is nothing to do.
         """
 
-    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+    async def append_many(
+        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
+    ) -> None:
         """Append a batch in order and return when the broker has acknowledged every message of it.
 
         JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window; the first refused or
         missing ack stops the window. Redis: one pipeline of ``XADD <key> MAXLEN ~``, fields ``topic``, ``id``,
         ``type``, ``data`` and the message's headers. Raises ``BusUnavailable`` and ``MessageTooLarge`` when nothing was
         written, else ``PublishFailed``: the caller goes on from the first unconfirmed message, in order.
-        Batches follow each other; a caller that wants order has one in flight.
+        Batches follow each other; a caller that wants order has one in flight. ``allowed`` is asked before every write
+        but the first: where it says False no more is written (``PublishFailed``, or ``PublishWithdrawn`` before any).
         """

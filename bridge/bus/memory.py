@@ -16,7 +16,7 @@ from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, Str
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
-from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer
+from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer, PublishWithdrawn
 
 DEFAULT_MAX_PAYLOAD = 1 << 20
 HELD_REPLIES = 10_000
@@ -204,9 +204,11 @@ class MemoryBus:
         """See ``Bus``: the payload."""
         return len(message.payload)
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """See ``Bus``."""
         self._check_connected()
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
         for message in batch:
             _check_size(len(message.payload), self.max_payload)
         for message in batch:
@@ -275,7 +277,9 @@ class MemoryBus:
         self._check_connected()
         self.broker.streams.setdefault(stream.name, [])
 
-    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+    async def append_many(
+        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
+    ) -> None:
         """See ``DurableTopics``; messages with an id that the stream has are dropped."""
         self._check_connected()
         kept = self.broker.streams.setdefault(stream.name, [])

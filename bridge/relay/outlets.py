@@ -11,12 +11,13 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
 
 from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
-from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Chunk, Loss, share_of
 from bridge.relay.notices import NoticeBoard
@@ -191,7 +192,12 @@ class TopicOutlet(Outlet):
                 self._look_idle()
                 return
             try:
-                number = await self._bus.publish_many(batch)
+                number = await self._bus.publish_many(batch, partial(_allowed, parts))
+            except PublishWithdrawn:
+                # What may still be published is gathered anew; what may not waits behind its gate.
+                self._put_back(parts)
+                self._notices.put_back(notices)
+                continue
             except (BusUnavailable, asyncio.CancelledError) as error:
                 self._put_back(parts)
                 self._notices.put_back(notices)
@@ -290,7 +296,10 @@ class StreamOutlet(Outlet):
                 self._look_idle()
                 return
             try:
-                await self._durable.append_many(self.stream, batch)
+                await self._durable.append_many(self.stream, batch, partial(_allowed, parts))
+            except PublishWithdrawn:
+                self._put_back(parts)
+                continue
             except (BusUnavailable, asyncio.CancelledError) as error:
                 self._put_back(parts)
                 if isinstance(error, asyncio.CancelledError):
@@ -337,6 +346,11 @@ class StreamOutlet(Outlet):
                 buffer.settle_part(chunk, sure, confirmed=True)
                 rest.append(part_of(chunk, sure))
             buffer.put_back(rest)
+
+
+def _allowed(parts: _Parts) -> bool:
+    """Whether every node of a write may still be published; asked right before the bytes leave."""
+    return all(buffer.gate() for buffer, _ in parts)
 
 
 def part_of(chunk: Chunk, first: int) -> Chunk:

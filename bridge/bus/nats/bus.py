@@ -23,7 +23,7 @@ from bridge.bus.nats.render import check_subject, message_size, render_one
 from bridge.bus.nats.service import Endpoint, NatsService
 from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.patterns import widened
-from bridge.errors import BusUnavailable, MessageTooLarge
+from bridge.errors import BusUnavailable, MessageTooLarge, PublishWithdrawn
 
 WINDOW = 4 << 20
 """Unconfirmed bytes at which publishing waits."""
@@ -144,12 +144,14 @@ class NatsBus(JetStream):
         """See ``Bus``: payload and header block."""
         return message_size(message)
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """See ``Bus``."""
         link = self._keeper.current()
         while link.unconfirmed >= self._window:
             await link.room()
             link = self._keeper.current()
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
         number = self._published + 1
         try:
             link.write_batch(batch, number)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
-from bridge.errors import BusRefused, BusUnavailable, PublishFailed
+from bridge.errors import BusRefused, BusUnavailable, PublishFailed, PublishWithdrawn
 
 API = "$JS.API."
 API_TIMEOUT = 2.0
@@ -100,7 +100,9 @@ class JetStream:
         error: dict[str, Any] | None = _decode(answer).get("error")
         return error
 
-    async def append_many(self, stream: StreamSpec, batch: Sequence[Message]) -> None:
+    async def append_many(
+        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
+    ) -> None:
         """See ``DurableTopics``."""
         link = self._keeper.current()
         check_batch(batch, link.wire.limit)
@@ -112,11 +114,13 @@ class JetStream:
         self._next_ack += len(batch)
         self._windows.append(window)
         try:
-            await self._append(link, batch, window)
+            await self._append(link, batch, window, allowed)
         finally:
             self._windows.remove(window)
 
-    async def _append(self, link: NatsLink, batch: Sequence[Message], window: _Window) -> None:
+    async def _append(
+        self, link: NatsLink, batch: Sequence[Message], window: _Window, allowed: Callable[[], bool] | None
+    ) -> None:
         written, total = 0, len(batch)
         lost = asyncio.ensure_future(link.wait_lost())
         try:
@@ -127,6 +131,12 @@ class JetStream:
                     break
                 end = min(total, window.confirmed + ACK_WINDOW)
                 if end > written:
+                    # Between two parts of a batch there may be seconds: the right to publish may have ended.
+                    if allowed is not None and not allowed():
+                        if not written:
+                            raise PublishWithdrawn
+                        window.failure = "the right to publish ended"
+                        break
                     link.wire.add_batch(batch[written:end], self._acks, window.first + written)
                     link.write()
                     written = end

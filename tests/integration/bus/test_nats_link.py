@@ -10,12 +10,12 @@ from typing import Any
 import nkeys
 import pytest
 
-from bridge.bus.base import BusState, Message
+from bridge.bus.base import BusState, Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker, _free_port
 from bridge.bus.nats import NatsFiles, keeper, link
 from bridge.bus.nats.direct import DirectWire
 from bridge.bus.nats.plain import PlainWire
-from bridge.errors import BusRefused, BusUnavailable
+from bridge.errors import BusRefused, BusUnavailable, PublishFailed, PublishWithdrawn
 
 TWO_USERS = """
 authorization { users = [
@@ -325,6 +325,44 @@ async def test_publishing_waits_while_too_much_is_unconfirmed(start_nats: Any, o
     assert await asyncio.wait_for(waiting, 5) == 3
     await bus.flush(5)
     assert bus.confirmed == 3
+
+
+async def test_who_lost_the_right_while_waiting_writes_nothing(start_nats: Any, open_nats: Any, freeze: Any) -> None:
+    server = await start_nats()
+    bus, listener = await open_nats(server.url, window=100_000), await open_nats(server.url)
+    heard: list[bytes] = []
+    await listener.subscribe("a", lambda received: heard.append(received.payload[:1]))
+    await listener.flush(5)
+    await freeze(server)
+    for _ in range(2):
+        await bus.publish_many([Message("a", b"x" * 1000) for _ in range(60)])
+    right = True
+    waiting = asyncio.create_task(bus.publish_many([Message("a", b"late")], lambda: right))
+    await asyncio.sleep(0)
+    right = False
+    server.resume()
+    with pytest.raises(PublishWithdrawn):
+        await asyncio.wait_for(waiting, 5)
+    assert await bus.publish_many([Message("a", b"end")], lambda: True) == 3, "a number that was not used"
+    async with asyncio.timeout(5):
+        while heard[-1:] != [b"e"]:  # noqa: ASYNC110 - what arrives is the condition
+            await asyncio.sleep(0.01)
+    assert b"l" not in heard
+
+
+async def test_an_append_stops_between_its_windows_when_the_right_ends(start_nats: Any, open_nats: Any) -> None:
+    server = await start_nats()
+    bus = await open_nats(server.url)
+    stream = StreamSpec("S", "s", ("a",))
+    await bus.ensure_stream(stream)
+    with pytest.raises(PublishWithdrawn):
+        await bus.append_many(stream, [Message("a", b"x")], lambda: False)
+    answers = iter([True])
+    with pytest.raises(PublishFailed) as failed:
+        await bus.append_many(
+            stream, [Message("a", b"x", id=str(n)) for n in range(5000)], lambda: next(answers, False)
+        )
+    assert failed.value.confirmed + failed.value.uncertain == 1024
 
 
 async def test_waiting_ends_with_the_connection(start_nats: Any, open_nats: Any, freeze: Any) -> None:

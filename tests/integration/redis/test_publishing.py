@@ -12,7 +12,7 @@ import redis.asyncio
 from bridge.bus.base import DurableTopics, Message, Received, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.redis import RedisBus
-from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed
+from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 
 pytestmark = pytest.mark.broker
 
@@ -90,6 +90,23 @@ async def test_publishing_waits_while_too_much_is_unconfirmed(
     proxy.open.set()
     assert await asyncio.wait_for(waiting, 20) == 2
     await bus.flush(20)
+
+
+async def test_who_lost_the_right_while_waiting_writes_nothing(
+    open_redis: Open, proxy: Any, queue: str, eventually: Eventually
+) -> None:
+    bus: RedisBus = await open_redis(proxy.url)
+    proxy.hold()
+    big = batch(queue, 5, size=1024 * 1024)
+    await bus.publish_many(big)
+    right = True
+    waiting = asyncio.create_task(bus.publish_many(big, lambda: right))
+    await eventually(lambda: proxy.held)
+    right = False
+    proxy.open.set()
+    with pytest.raises(PublishWithdrawn):
+        await asyncio.wait_for(waiting, 20)
+    assert await bus.publish_many(batch(queue, 1), lambda: True) == 2, "a number that was not used"
 
 
 async def test_a_batch_that_waits_when_the_connection_breaks_was_not_written(

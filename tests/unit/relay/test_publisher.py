@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 
 from bridge.bus.base import BusState, Message
-from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed
+from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.chunks import Chunk, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher, gap_notice
@@ -31,13 +31,17 @@ class ScriptedBus:
         self.published: list[Message] = []
         self.failure: Exception | None = None
         self.too_large: set[str] = set()
+        self.while_waiting: Callable[[], None] = lambda: None
         self.on_broken: Callable[[], None] = lambda: None
         self.on_state: Callable[[BusState], None] = lambda state: None
 
     def message_size(self, message: Message) -> int:
         return self.max_payload + 1 if message.id in self.too_large else len(message.payload)
 
-    async def publish_many(self, batch: Sequence[Message]) -> int:
+    async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
+        self.while_waiting()
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
         failure, self.failure = self.failure, None
         if isinstance(failure, PublishFailed):
             self.published += batch[: failure.confirmed]
@@ -236,3 +240,25 @@ async def test_notices_are_numbered_and_survive_an_absent_bus(house: House) -> N
         "epoch": "e1", "reason": "link", "from": "1970-01-01T00:00:01.000000Z", "to": "1970-01-01T00:00:02.000000Z",
         "before": "link",
     }  # fmt: skip
+
+
+async def test_a_node_that_is_lost_while_the_bus_makes_us_wait_is_not_written(house: House) -> None:
+    other = house.publisher.buffer("fs2")
+    may = True
+    house.buffer.gate = lambda: may
+
+    def lose_it() -> None:
+        nonlocal may
+        may = False
+
+    house.bus.while_waiting = lose_it
+    other.append(Chunk("e2", [Message(topic="t", payload=b"x", id="other")], 100, 1_000_000.0))
+    house.read(1, 3)
+    await house.until(lambda: "other" in house.ids())
+    assert house.ids() == ["other"]
+    assert house.buffer.events == 3, "they wait behind their gate"
+    house.bus.while_waiting = lambda: None
+    may = True
+    house.publisher.wake()
+    await house.until(lambda: len(house.ids()) == 4)
+    assert house.ids() == ["other", "1", "2", "3"]
