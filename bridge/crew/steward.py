@@ -212,6 +212,7 @@ class NodeSteward:
             url=self._url,
             tags=self._tags,
             mark=self.mark().identity,
+            behind=self.link.unread or any(buffer.events or buffer.in_flight for buffer in self.relay.buffers),
         )
         if load is None or not fresh:
             return entry

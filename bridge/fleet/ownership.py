@@ -190,8 +190,9 @@ class Ownership:
             return
         if self.ready_beat is None:
             self.ready_beat = (instance, beat)
-        elif self.ready_beat != (instance, beat):
-            # It wrote this after we were ready: what it publishes from now on is in our ring too.
+        elif self.ready_beat != (instance, beat) and not entry.behind:
+            # It wrote this after we were ready, and had published all before: what it publishes from now on is in our
+            # ring too. One that reads far behind its socket may yet publish what is older than our ring.
             self.overlapped = True
         if entry.mark:
             self.hands.trim(entry.mark)

@@ -17,7 +17,10 @@ TOPIC = "esl.fleet"
 
 
 class NodeEntry(msgspec.Struct, array_like=True, frozen=True):
-    """A node as its owner sees it. Loads are -1 where the last HEARTBEAT is too old; times in seconds."""
+    """A node as its owner sees it. Loads are -1 where the last HEARTBEAT is too old; times in seconds.
+
+    ``behind``: something that FreeSWITCH said was not read, or not published, when this was written.
+    """
 
     name: str
     state: str = ""
@@ -38,6 +41,7 @@ class NodeEntry(msgspec.Struct, array_like=True, frozen=True):
     url: str = ""
     tags: tuple[str, ...] = ()
     mark: str = ""
+    behind: bool = False
 
 
 class WorkerEntry(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -6,7 +6,9 @@ This room never reconnects, never waits for its owner, and knows neither subscri
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ssl
+import termios
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Protocol, cast
@@ -110,6 +112,17 @@ class Connection(asyncio.BufferedProtocol):
     def ready(self) -> bool:
         """Whether it is authenticated and neither side ends it."""
         return self._ready and self._protocol.state is esl.State.READY
+
+    @property
+    def unread(self) -> bool:
+        """Whether bytes wait in the socket; True too where it cannot be asked."""
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is None or sock.fileno() < 0:
+            return False
+        try:
+            return any(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))
+        except OSError:
+            return True
 
     def send(self, command: bytes, token: object, on_written: Callable[[], None] | None = None) -> PendingReply:
         """Queue a rendered command; all that is queued in one turn of the loop leaves in one write.

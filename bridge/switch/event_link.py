@@ -123,6 +123,12 @@ class EventLink:
         return self._up_at is not None
 
     @property
+    def unread(self) -> bool:
+        """Whether FreeSWITCH sent more than was read so far."""
+        session = self._session
+        return session is not None and session.connection is not None and session.connection.unread
+
+    @property
     def heartbeat_interval(self) -> float:
         """The expected distance of two HEARTBEATs: set, learned, or assumed."""
         return self._watch.interval

@@ -62,6 +62,23 @@ async def test_formats(switch: SimulatedSwitch, make_link: MakeLink, recorder: A
     assert (event.format, event["a"], event.body, event.subclass) == (format, "1 2:3", "body\n", "sofia::register")
 
 
+async def test_it_knows_that_something_waits_in_its_socket(
+    switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until
+) -> None:
+    link = make_link(switch.url)
+    await until(lambda: link.connected)
+    await until(lambda: not link.unread)
+    session = link._session
+    assert session is not None
+    assert session.connection is not None
+    assert session.connection._transport is not None
+    session.connection._transport.pause_reading()
+    switch.fire("DTMF", {"Number": "1"})
+    await until(lambda: link.unread)
+    session.connection._transport.resume_reading()
+    await until(lambda: recorder.seen and not link.unread)
+
+
 async def test_subscription_and_filters_are_restored_before_up(
     switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until
 ) -> None:

@@ -32,6 +32,7 @@ class Hands:
         self.right: Right | None = None
         self.taken: list[tuple[Mark | None, bool]] = []
         self.published = ""
+        self.behind = False
 
     def _note(self, what: str) -> None:
         self.story.append((self.worker, what, self.node))
@@ -81,7 +82,7 @@ class Hands:
         return Mark(self.right.token if self.right else 0, f"{self.worker}:{self.node}", 1.0, 0, self.worker)
 
     def entry(self) -> NodeEntry:
-        return NodeEntry(self.node, "UP")
+        return NodeEntry(self.node, "UP", behind=self.behind)
 
 
 class Yard:
@@ -211,6 +212,21 @@ async def test_a_standby_takes_over_with_an_overlap(yard: Yard) -> None:
         ((mark, overlapped),) = yard.hands["b"][node].taken
         assert mark is not None
         assert (mark.worker, overlapped) == ("a", True)
+
+
+async def test_beside_an_owner_that_is_behind_there_is_no_overlap(yard: Yard) -> None:
+    await yard.join("a", standby=1)
+    await yard.until(lambda: yard.divided())
+    for hands in yard.hands["a"].values():
+        hands.behind = True
+    await yard.join("b", standby=1)
+    await yard.until(lambda: yard.divided() and all(h.linked for one in yard.hands.values() for h in one.values()))
+    mine = [node for node, ids in yard.owners().items() if ids == ["a"]]
+    await asyncio.sleep(LEASE)
+    await yard.die("a")
+    await yard.until(lambda: yard.divided())
+    # What "a" had read and not published is older than the ring of "b": a mark that is not there means a hole.
+    assert [yard.hands["b"][node].taken[-1][1] for node in mine] == [False] * len(mine)
 
 
 async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
