@@ -197,17 +197,17 @@ def peer_run(name: str, count: int, options: argparse.Namespace) -> dict[str, fl
 
 
 def framing_run(count: int) -> dict[str, float]:
-    with firehose() as (hose, esl):
-        with Contestant(
-            python(), str(HERE / "peers" / "framing_reader.py"), str(esl), str(count), echo=True
-        ) as process:
-            hose.line("subscribed")
-            time.sleep(0.5)
-            cpu, start = process.cpu, time.monotonic()
-            hose.tell(f"go {count}")
-            process.line("done", PATIENCE)
-            took = time.monotonic() - start
-            return {"cpu_us": (process.cpu - cpu) / count * 1e6, "rate": count / took, "peak": process.peak}
+    with (
+        firehose() as (hose, esl),
+        Contestant(python(), str(HERE / "peers" / "framing_reader.py"), str(esl), str(count), echo=True) as process,
+    ):
+        hose.line("subscribed")
+        time.sleep(0.5)
+        cpu, start = process.cpu, time.monotonic()
+        hose.tell(f"go {count}")
+        process.line("done", PATIENCE)
+        took = time.monotonic() - start
+        return {"cpu_us": (process.cpu - cpu) / count * 1e6, "rate": count / took, "peak": process.peak}
 
 
 def raw_run(count: int) -> dict[str, float]:

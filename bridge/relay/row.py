@@ -1,0 +1,142 @@
+"""Chunks in a row, with the losses between them: what of a buffer stays in memory, and how it gets shorter.
+
+This room never decides what is dropped; it keeps the counts and every loss in its place.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from bridge.bus.base import Message
+from bridge.messages.notice import GapReason
+from bridge.relay.backlog import Backlog
+from bridge.relay.chunks import Chunk, Loss, add_loss, identity_of, share_of
+from bridge.relay.reservoir import Reservoir
+
+
+class ChunkRow:
+    """A head that goes out next, a tail that comes in, and between them what is on disk (``backlog``)."""
+
+    backlog: Backlog | None = None
+
+    def __init__(self, node: str, lane: str, reservoir: Reservoir) -> None:
+        self.node = node
+        self.lane = lane
+        self.reservoir = reservoir
+        self.in_flight = 0
+        self.losses: list[Loss] = []
+        self.last_confirmed = ""
+        self.confirmed_read = 0.0
+        self.gate: Callable[[], bool] = lambda: True
+        self.wake: Callable[[], None] = lambda: None
+        self._head: deque[Chunk] = deque()
+        self._tail: deque[Chunk] = deque()
+        self._memory = 0  # events in head and tail
+        self._bytes = 0
+        self._tail_bytes = 0
+        self._open: list[Loss] = []
+        self._trailing: list[Loss] = []
+        self._last_taken = ""
+        self._void = 0  # in flight, and not to come back
+
+    def lose(self, loss: Loss) -> None:
+        """Book a loss in front of everything that waits; it is closed by the next event that leaves."""
+        if not loss.before:
+            loss.before = self._last_taken
+        add_loss(self._open, loss)
+
+    def _grow(self, events: int, size: int) -> None:
+        self._memory += events
+        self._bytes += size
+        self.reservoir.change(events, size)
+
+    def _put_hole(self, parcel: int, loss: Loss) -> None:
+        """Put a loss in front of the parcel of that index, or of what comes behind the last."""
+        backlog = self.backlog
+        if parcel == 0 and not self._head:
+            self.lose(loss)
+        elif backlog is not None and parcel < len(backlog.parcels):
+            backlog.put_hole(parcel, loss)
+        else:
+            self._put_before(self._tail, loss)
+
+    def _put_before(self, chunks: deque[Chunk], loss: Loss) -> None:
+        if chunks:
+            holes = chunks[0].holes = chunks[0].holes or []
+            add_loss(holes, loss)
+        else:
+            add_loss(self._trailing, loss)
+
+    def _drop_first(self, chunks: deque[Chunk], now: float) -> int:
+        chunk = chunks.popleft()
+        if chunks is self._tail:
+            self._tail_bytes -= chunk.size
+        count = len(chunk.messages)
+        self._grow(-count, -chunk.size)
+        for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
+            if chunks is self._head:
+                self.lose(loss)
+            else:
+                self._put_before(chunks, loss)
+        self._release(chunk)
+        return count
+
+    def _drop_all(self, chunks: deque[Chunk], now: float) -> int:
+        dropped = 0
+        while chunks:
+            dropped += self._drop_first(chunks, now)
+        return dropped
+
+    def _thin(self, wanted: Callable[[Message], bool], now: float, reason: GapReason) -> int:
+        """Drop what is not wanted from memory; one loss for all of it, where the first of it stood."""
+        dropped = 0
+        gone: Loss | None = None
+        for queue in (self._head, self._tail):
+            kept: deque[Chunk] = deque()
+            carried: list[Loss] = []
+            for chunk in queue:
+                some = [message for message in chunk.messages if wanted(message)]
+                lost = len(chunk.messages) - len(some)
+                if lost:
+                    dropped += lost
+                    if gone is None:
+                        gone = Loss(chunk.epoch, reason, chunk.at, now)
+                        carried.append(gone)
+                    gone.count = dropped
+                    share = share_of(chunk, some)
+                    self._grow(-lost, share - chunk.size)
+                    if queue is self._tail:
+                        self._tail_bytes += share - chunk.size
+                    if not some:
+                        carried += chunk.holes or ()
+                        self._release(chunk)
+                        continue
+                    chunk = Chunk(chunk.epoch, some, share, chunk.at, chunk.holes, chunk.parcel, chunk.read)
+                if carried:
+                    chunk.holes = [*carried, *(chunk.holes or ())]
+                    carried = []
+                kept.append(chunk)
+            queue.clear()
+            queue.extend(kept)
+            for loss in carried:
+                if queue is self._head:
+                    self._put_hole(0, loss)
+                else:
+                    add_loss(self._trailing, loss)
+        return dropped
+
+    def _release(self, chunk: Chunk) -> None:
+        if chunk.parcel and self.backlog is not None:
+            self.backlog.settled(chunk.parcel)
+
+    def _tell(self, chunk: Chunk) -> None:
+        """Losses in front of a chunk that leaves have found their end."""
+        if self._open or chunk.holes:
+            first = identity_of(chunk.messages[0])
+            for loss in (*self._open, *(chunk.holes or ())):
+                loss.before = loss.before or self._last_taken
+                loss.after = loss.after or first
+                self.losses.append(loss)
+            self._open = []
+            chunk.holes = None
