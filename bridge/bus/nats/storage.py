@@ -22,7 +22,6 @@ from bridge.bus.storage import NODES, NOTE_TTL, WORKERS, Grant, Held
 RESYNC = 30.0
 """Seconds after which a table is read anew although nothing seemed to be missed."""
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-_MINUTE_BITS = 38
 
 
 class _Lease(msgspec.Struct):
@@ -104,7 +103,9 @@ class NatsStorage:
                 revision = await self._leases.put(key, value, revision=found.revision)
             except Conflict:
                 return Held("", 0.05)
-        token = (int(self._leases.born // 60) << _MINUTE_BITS) + revision
+        # A bucket that was deleted and made again counts its revisions anew: its birth (us) is ahead of all that the
+        # one before can have given, as no server takes a million writes a second.
+        token = round(self._leases.born * 1e6) + revision
         note = await self._kept.get(_key(name, "note"))
         self._own[name] = _Own(holder, token, revision, note.revision if note is not None else 0)
         return Grant(token, note.value if note is not None else b"")
