@@ -157,7 +157,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.settings.worker.drain_timeout
         log.info("worker draining", worker=self.id, in_hand=self.commands.in_flight)
-        self.notices.tell(WorkerNotice(state="draining", nodes=list(self.nodes.names())))
+        owned = self.crew.owned()
+        self.notices.tell(WorkerNotice(state="draining", nodes=owned))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -166,7 +167,7 @@ class Worker:
         left_time = max(0.0, deadline - loop.time())
         await asyncio.gather(self.crew.leave(left_time), self.commands.drain(left_time))
         self.queues.close()
-        self.notices.tell(WorkerNotice(state="left", nodes=list(self.nodes.names())))
+        self.notices.tell(WorkerNotice(state="left", nodes=owned))
         left = await self.publisher.stop(max(LAST_FLUSH, deadline - loop.time()))
         for task in self._retiring:
             task.cancel()
@@ -204,7 +205,7 @@ class Worker:
         """Whether this worker can serve, and why not.
 
         Nodes count once: a worker that never reached any is not ready; one that lost some, or all, stays so, because
-        another worker would not reach them either.
+        another worker would not reach them either. One that was given none waits for those of the bus, and is ready.
         """
         if self._stopping:
             return False, "draining"
@@ -215,7 +216,7 @@ class Worker:
         self._was_settled = self._was_settled or self.crew.settled
         if not self._was_settled:
             return False, "the nodes are not divided among the workers yet"
-        self._was_ready = self._was_ready or bool(self.nodes.serving())
+        self._was_ready = self._was_ready or bool(self.nodes.serving()) or not len(self.nodes)
         if not self._was_ready:
             return False, "no node has been reached yet"
         return True, ""

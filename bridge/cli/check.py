@@ -56,8 +56,10 @@ def check(
 
     file = find_config_file(config)
     settings = load_settings(config)
-    if not settings.nodes:
-        raise ConfigError([("node", "no FreeSWITCH node is configured; add a [[node]] with name and url")])
+    if not settings.model_fields_set:
+        raise ConfigError(
+            [("node", "nothing is configured at all; name a bus, and a [[node]] or `esl-bridge nodes add`")]
+        )
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
     print_findings(console, describe_configuration(settings, file))
     for key, text in settings_warnings(settings):

@@ -71,8 +71,10 @@ def run(
     from bridge.config import load_settings, settings_warnings
 
     settings = load_settings(config)
-    if not settings.nodes:
-        raise ConfigError([("node", "no FreeSWITCH node is configured; add a [[node]] with name and url")])
+    if not settings.model_fields_set:
+        raise ConfigError(
+            [("node", "nothing is configured at all; name a bus, and a [[node]] or `esl-bridge nodes add`")]
+        )
     set_up_log(settings, log_level)
     log = structlog.get_logger("bridge")
     for key, text in settings_warnings(settings):
@@ -162,8 +164,8 @@ async def reload_worker(
     before = worker.settings
     try:
         settings = await asyncio.to_thread(load_settings, config)
-        if not settings.nodes:
-            raise ConfigError([("node", "no FreeSWITCH node is configured")])
+        if before.nodes and not settings.nodes:  # more likely a file that was cut short than a wish
+            raise ConfigError([("node", "no FreeSWITCH node is configured any more")])
         # First, so that the diff itself hides what is new.
         set_up_log(settings, log_level, before)
         outcome = await worker.reload(settings)

@@ -12,6 +12,10 @@ from bridge.config.values import is_loopback, split_listen
 def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
     """Return ``(key path, text)`` for each setting that deserves a second look."""
     found = []
+    if not settings.nodes:
+        found.append(
+            ("node", "no FreeSWITCH node is configured: those that `esl-bridge nodes add` put on the bus are served")
+        )
     for number, node in enumerate(settings.nodes):
         url = node.esl_url
         if node.has_default_password_off_loopback:

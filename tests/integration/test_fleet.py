@@ -12,6 +12,7 @@ from bridge.cli import main
 from bridge.client.fleet import write_order
 from bridge.messages.event import EventMessage
 from bridge.messages.fleet import NodeOrder
+from bridge.messages.notice import Notice
 from bridge.simulator import SimulatedSwitch
 from bridge.worker import Worker
 from tests.integration.conftest import House
@@ -153,6 +154,28 @@ async def test_nodes_come_and_go_through_the_bus(house: House) -> None:
     assert await asyncio.to_thread(main, ["nodes", "remove", "extra", "--bus", house.broker.url]) == 0
     await house.until(lambda: all("extra" not in it.nodes.names() for it in workers))
     await house.until(lambda: not second.connections)
+
+
+async def test_a_worker_without_a_configured_node_serves_those_of_the_bus(house: House) -> None:
+    (worker,) = await crew(house, count=1)
+    assert worker.ready == (True, "")
+    switch = await house.switch()
+    arguments = ["nodes", "add", "extra", switch.url, "--bus", house.broker.url]
+    assert await asyncio.to_thread(main, arguments) == 0
+    await house.until(lambda: "extra" in worker.nodes.serving() and worker.crew.owned() == ["extra"])
+    assert (await (await house.client()).api("status", to="extra", timeout=5)).node == "extra"
+
+
+async def test_a_worker_that_leaves_names_the_nodes_that_it_owned(house: House) -> None:
+    workers = await crew(house, await house.switch(), await house.switch())
+    await divided(house, workers, 1)
+    told: list[Notice] = []
+    await (await house.client()).notices(told.append)
+    mine = workers[0].crew.owned()
+    await workers[0].stop()
+    await house.until(lambda: any(it.kind == "worker" and it.data["state"] == "left" for it in told))
+    (left,) = [it for it in told if it.kind == "worker" and it.data["state"] == "left"]
+    assert (left.worker, left.data["nodes"]) == ("w1", mine)
 
 
 async def test_a_drained_node_gets_no_new_work_and_tells_when_it_is_empty(house: House) -> None:

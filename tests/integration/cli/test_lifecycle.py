@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.cli import main
 from bridge.client import Bridge
 from bridge.simulator import SimulatedSwitch
 
@@ -160,6 +161,19 @@ async def test_ready_says_when_it_can_serve(start, tmp_path, switch, nats):
     page = json.loads((await worker.line(r'"event": "worker started"')).string)["page"]
     assert (await fetch(page + "live"))[0] == 200
     assert await fetch(page + "ready") == (503, "not ready: the bus is not connected\n")
+    assert await worker.end(signal.SIGTERM) == 0, worker.err
+
+
+async def test_without_a_configured_node_it_waits_for_those_of_the_bus(start, config, nats, switch):
+    text = config.file.read_text()
+    config.file.write_text(text[: text.index("[[node]]")])
+    worker = await start("run")
+    page = json.loads((await worker.line(r'"event": "worker started"')).string)["page"]
+    await worker.line(r'"event": "ready"')
+    assert await fetch(page + "ready") == (200, "ready\n")
+    assert any("no FreeSWITCH node is configured" in line for line in worker.err)
+    assert await asyncio.to_thread(main, ["nodes", "add", "late", switch.url, "--bus", nats.url]) == 0
+    await until(lambda: switch.connections, worker)
     assert await worker.end(signal.SIGTERM) == 0, worker.err
 
 

@@ -146,7 +146,7 @@ def test_a_wrong_configuration_ends_with_78_and_all_its_faults(here, capsys, com
 
 
 @pytest.mark.parametrize("command", ["check", "run"])
-def test_without_a_node_there_is_nothing_to_run(here, capsys, command):
+def test_without_any_configuration_there_is_nothing_to_run(here, capsys, command):
     assert main([command]) == exits.WRONG_CONFIGURATION
     assert "[[node]]" in capsys.readouterr().err
 

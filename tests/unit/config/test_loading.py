@@ -384,7 +384,7 @@ def test_the_default_password_is_warned_about_where_it_is_allowed(load):
 
 def test_doors_left_open_are_warned_about(load):
     found = dict(settings_warnings(load('[http]\nlisten = ":8090"\n[policy]\ndeny = []')))
-    assert set(found) == {"http.listen", "policy.deny"}
+    assert set(found) == {"http.listen", "policy.deny", "node"}
 
 
 def test_the_token_of_the_page_comes_from_a_file_and_is_hidden(tmp_path):
