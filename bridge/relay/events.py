@@ -116,6 +116,7 @@ class NodeRelay:
         self._lanes_of = [self._open_lanes(route) for route in self._settings]
         self._routes: list[Route] = []
         self._ways: dict[str, tuple[_Way, ...]] = {}
+        self._begun_at = 0.0
         self._begin_epoch(time.time())
 
     @property
@@ -252,7 +253,9 @@ class NodeRelay:
         return isinstance(self._bus, DurableTopics) and self._bus.append_publishes
 
     def _begin_epoch(self, started_at: float) -> None:
-        self.epoch = epoch = new_epoch(self.token, started_at)
+        # Somebody may set the clock back; a later epoch has to be greater all the same.
+        self._begun_at = max(started_at, self._begun_at + 0.002)
+        self.epoch = epoch = new_epoch(self.token, self._begun_at)
         self._routes = [Route(one, node=self.node, worker=self._worker, epoch=epoch) for one in self._settings]
         self._ways = {}
 

@@ -188,9 +188,16 @@ class Arena:
         return self.switches
 
     async def worker(
-        self, id: str, *, standby: int = 0, bus: str = "", urls: dict[str, str] | None = None, extra: str = ""
+        self,
+        id: str,
+        *,
+        standby: int = 0,
+        bus: str = "",
+        urls: dict[str, str] | None = None,
+        extra: str = "",
+        prelude: str = "",
     ) -> Process:
-        """Start a worker; it is not waited for."""
+        """Start a worker; it is not waited for. ``prelude`` is Python that its process runs first."""
         nodes = "\n".join(
             f'[[node]]\nname = "fs{n}"\nurl = "{(urls or {}).get(f"fs{n}", switch.url)}"'
             for n, switch in enumerate(self.switches, 1)
@@ -205,9 +212,11 @@ class Arena:
         )
         log = self.folder / f"{id}-{self._runs}.log"
         environ = {key: value for key, value in os.environ.items() if not key.startswith("ESL_BRIDGE_")}
+        begin = f"{prelude}\nimport sys\nfrom bridge.__main__ import main\nsys.exit(main())"
+        program = ("-c", begin) if prelude else ("-m", "bridge")
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bridge", "run", "-c", str(config),
+                sys.executable, *program, "run", "-c", str(config),
                 env=environ, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
             )  # fmt: skip
         worker = Process(id, process, log)

@@ -104,6 +104,44 @@ async def test_a_frozen_worker_is_replaced_and_harmless_when_it_wakes(arena: Are
             highest = max(highest, event.epoch)
 
 
+CLOCK = """
+import signal, time
+offset, real = 0.0, time.time
+def jump(number, frame):
+    global offset
+    offset += 3600.0 if number == signal.SIGUSR1 else -7200.0
+signal.signal(signal.SIGUSR1, jump)
+signal.signal(signal.SIGUSR2, jump)
+time.time = lambda: real() + offset
+"""
+
+
+@both
+async def test_clocks_that_jump_move_no_node_and_lose_nothing(arena: Arena) -> None:
+    await arena.nodes(2)
+    workers = {id: await arena.worker(id, standby=1, prelude=CLOCK) for id in ("a", "b")}
+    owners = await arena.settled("a", "b", standby=True)
+    since = time.time()
+    workers["a"].send(signal.SIGUSR1)  # an hour ahead
+    await asyncio.sleep(1.5 * LEASE)
+    assert await arena.owners() == owners
+    for worker in workers.values():
+        worker.send(signal.SIGUSR2)  # two hours back, "a" and "b"
+    await asyncio.sleep(1.5 * LEASE)
+    assert await arena.owners() == owners
+    assert {event.node for event in arena.events} == set(owners)
+    before = {event.node: event.epoch for event in arena.events}
+    seen = len(arena.events)
+    arena.switches[0].drop_connections()
+    await until(lambda: any(event.epoch != before[event.node] for event in arena.events[seen:]), what="a new link")
+    lost = {event.epoch for event in arena.events[seen:] if event.epoch < before[event.node]}
+    assert not lost, "a later epoch is a greater one, or subscribers drop it"
+    assert {gap.data["reason"] for gap in arena.gaps} == {"link"}
+    await arena.quiet()
+    missing = arena.check(since=since, lost=True)
+    assert set(missing) <= {"fs1"}
+
+
 async def test_a_new_worker_takes_its_share_without_a_hole_and_without_a_duplicate(arena: Arena) -> None:
     await arena.nodes(3)
     await arena.worker("a")

@@ -97,7 +97,8 @@ class NatsStorage:
             lease = msgspec.msgpack.decode(found.value, type=_Lease)
             if lease.holder != holder:
                 age = min(max(0.0, time.time() - found.at), self._leases.ttl)
-                return Held(lease.holder, self._leases.ttl - age)
+                # By clocks that may differ; it is there yet, whatever they say.
+                return Held(lease.holder, max(self._leases.ttl - age, 0.05))
             try:
                 # Ours: the answer to an earlier try was lost.
                 revision = await self._leases.put(key, value, revision=found.revision)

@@ -218,6 +218,15 @@ def test_a_watcher_sees_its_events_only() -> None:
     assert seen == [f"{CORE}:1"]
 
 
+def test_a_clock_that_is_set_back_makes_no_lower_epoch() -> None:
+    house = House()
+    epochs = []
+    for started_at in (4_000_000_000.0, 1_000_000_000.0, 1_000_000_000.0):
+        house.relay.link_up(CORE, started_at)
+        epochs.append(house.relay.epoch[:-5])  # without the random digits
+    assert epochs == sorted(set(epochs))
+
+
 def test_a_change_of_the_node_is_told_with_the_epoch() -> None:
     house = House()
     changes: list[NodeChange] = []
