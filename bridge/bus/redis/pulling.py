@@ -44,6 +44,7 @@ class Pull(ABC):
         """Those that may draw on the same room."""
         self.promised = 0
         """How many entries the question that is asked may bring."""
+        self._short = False  # others ask for all the room
         self._asked_at: float | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
@@ -114,7 +115,7 @@ class Pull(ABC):
                 pass
         unanswered = self._asked_at is not None
         await self._link.close()
-        self.promised = 0
+        self._free_promise()
         if unanswered:
             self.give_back()
 
@@ -139,16 +140,26 @@ class Pull(ABC):
     def _share(self) -> int:
         """How many to ask for: what is left, divided with those who do not ask yet.
 
-        One at least while there is room at all, so that nobody waits for another's question to end; together the
-        consumers take no more than one each above the room.
+        One where all that is left was asked for by others, whose queues may be idle for long; but together no more
+        than one each above the room.
         """
-        left = self.room_left()
         if self._room is None:
-            return left
-        if left <= 0:
-            return min(1, self._room())
-        others = sum([not one.promised and not one.stopping for one in self._peers if one is not self])
-        return max(1, left // (1 + others))
+            return _UNKNOWN_ROOM
+        room = self._room()
+        others = [one for one in self._peers if one is not self]
+        left = room - sum([one.promised for one in others])
+        if left > 0:
+            return max(1, left // (1 + sum([not one.promised and not one.stopping for one in others])))
+        self._short = room > 0 and -left > len(others)
+        return 1 if room > 0 and not self._short else 0
+
+    def _free_promise(self) -> None:
+        """Our question is answered; what it did not bring may be another's."""
+        self.promised = 0
+        for one in self._peers:
+            if one._short:
+                one._short = False
+                asyncio.get_running_loop().call_soon(one.resume)
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""
@@ -163,14 +174,14 @@ class Pull(ABC):
 
     def _up(self) -> None:
         self._asked_at = None
-        self.promised = 0
+        self._free_promise()
         if not self.stopping:
             self.prepare()
             self._go_on()
 
     def _down(self, error: Exception) -> None:
         self._asked_at = None
-        self.promised = 0
+        self._free_promise()
         self._quiet.set()
 
     def _go_on(self) -> None:
@@ -186,7 +197,7 @@ class Pull(ABC):
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""
         asked_at, self._asked_at = self._asked_at, None
-        self.promised = 0
+        self._free_promise()
         if error is not None:
             return
         loop = asyncio.get_running_loop()
