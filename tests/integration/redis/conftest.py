@@ -101,6 +101,7 @@ class Proxy:
         self.open.set()
         self.held = 0
         self.accepted = 0
+        self._stopped = False
 
     @property
     def url(self) -> str:
@@ -111,6 +112,7 @@ class Proxy:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         self.open.set()
@@ -136,6 +138,8 @@ class Proxy:
             return
         ends = {writer, upstream_writer}
         self._writers |= ends
+        if self._stopped:
+            self.cut()
         back = asyncio.create_task(self._pump(upstream_reader, writer, held=True))
         await self._pump(reader, upstream_writer, held=False)
         await back
