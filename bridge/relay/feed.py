@@ -140,7 +140,9 @@ class NodeFeed:
             relay.node_changed(self._change)
         if mark is not None and mark.at:
             found = bool(mark.identity) and ring.trim(mark.identity)
-            if not found and (ring.overflowed or not overlapped):
+            # A ring that was trimmed holds all behind its head: a mark that is not in it is older than what the owner
+            # told last.
+            if not found and (ring.overflowed or not (overlapped or ring.head)):
                 self._missed = mark
                 self._doubtful = len(ring) > 0
                 if self.linked_at:

@@ -105,6 +105,13 @@ def test_beside_the_one_before_a_mark_that_is_older_than_the_ring_is_no_hole(
     assert (relay.published, relay.losses) == (["1"], [])
 
 
+def test_a_mark_that_is_older_than_what_was_trimmed_is_no_hole(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2), event(3)])
+    assert feed.ring.trim("c:2")  # the owner's entry was written after its lease's note
+    feed.take(9, mark(1), overlapped=False)
+    assert (relay.published, relay.losses) == (["3"], [])
+
+
 def test_without_an_overlap_a_missing_mark_is_a_gap_and_everything_is_published(feed: NodeFeed, relay: Relay) -> None:
     feed.events([event(1)])
     feed.take(9, mark(42), overlapped=False)
