@@ -1,6 +1,6 @@
 """A worker under traffic, commands and link cuts for minutes: its memory over time, and whether it stays flat.
 
-Not a test: run it with ``make soak ARGS="--minutes 5"``. It ends with 1 when memory grew, or when nothing was answered.
+Not a test: run it with ``make soak-memory ARGS="--minutes 5"``. It ends with 1 when memory grew, or when nothing was answered.
 """
 
 from __future__ import annotations
