@@ -65,7 +65,7 @@ class Arena:
             file = folder / f"{len(list(folder.iterdir()))}.toml"
             file.write_text(
                 f'[worker]\nstate_dir = "{folder}"\n[bus]\nurl = "{broker.url}"\n[http]\nlisten = ""\n'
-                f'[commands]\nqueue_type = "{queue_type}"\nledger = "{what}"\nmax_in_flight = 4096\n'
+                f'[commands]\nqueue_type = "{queue_type}"\nledger = "{what}"\nsafe = ["status"]\nmax_in_flight = 4096\n'
                 f"max_in_flight_node = 4096\n"
                 f'[events]\nsubscribe = ["CHANNEL_HANGUP_COMPLETE"]\n'
                 f'[[node]]\nname = "fs1"\nurl = "fs://:ClueCon@127.0.0.1:{esl}"\n'

@@ -55,8 +55,12 @@ def parse_headers(block: bytes) -> dict[str, str]:
     return headers
 
 
+_KNOWN_LENGTH, _KNOWN_LIMIT = 128, 256
+_known: dict[bytes, dict[str, str]] = {}
+
+
 class Arrived:
-    """One message; its headers are parsed when somebody asks."""
+    """One message; its headers are parsed when somebody asks, and are not the asker's to change."""
 
     __slots__ = ("_block", "_headers", "_reply", "_subject", "data")
 
@@ -81,7 +85,16 @@ class Arrived:
     def headers(self) -> dict[str, str] | None:
         """See ``Incoming``."""
         if self._headers is None and self._block:
-            self._headers = parse_headers(self._block)
+            block = self._block
+            # Most messages bear the same few lines.
+            headers = _known.get(block)
+            if headers is None:
+                headers = parse_headers(block)
+                if len(block) <= _KNOWN_LENGTH:
+                    if len(_known) >= _KNOWN_LIMIT:
+                        _known.clear()
+                    _known[block] = headers
+            self._headers = headers
         return self._headers
 
 
