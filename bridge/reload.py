@@ -25,7 +25,8 @@ from bridge.wiring import buffer_limits, command_policy, command_settings, event
 # Keys, and beginnings of keys, that a running worker cannot change.
 FIXED = (
     "worker.id", "worker.state_dir", "bus.", "commands.queue", "commands.queue_type", "commands.durable",
-    "commands.claim_after", "commands.dedup_window", "commands.ledger", "fleet.", "http.listen", "events.buffer_disk", "trace.",
+    "commands.claim_after", "commands.dedup_window", "commands.ledger", "fleet.", "http.listen",
+    "events.buffer_disk", "trace.",
 )  # fmt: skip
 # Fields of a node that its link and its connections take over while they stand.
 LIVE_FIELDS = frozenset(("tags", "max_connections", "max_pipelined", "idle_timeout", "allow_default_password"))
