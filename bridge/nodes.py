@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import structlog
+
 from bridge.bus.base import Bus
 from bridge.config import NodeSettings, Settings
 from bridge.errors import ConfigError

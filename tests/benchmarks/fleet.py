@@ -161,7 +161,7 @@ class Bench:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    print(text, flush=True)
 
 
 def _cpu(pid: int) -> float:

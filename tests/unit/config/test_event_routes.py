@@ -36,8 +36,10 @@ def test_a_route_inherits_what_it_does_not_say(tmp_path: Path) -> None:
     settings = load(
         tmp_path,
         '[events]\ncodec = "msgpack"\nenvelope = "none"\ndelivery = "both"\n[[events.route]]\nname = "calls"\n'
-        'topic = "fs.calls.{uuid}.{name}"\nevents = ["CHANNEL_*"]\nwhere = { Call-Direction = "inbound", x = ["a", "b"] }\n'
-        'drop = ["variable_*"]\ndelivery = "durable"\nstream = "calls"\n[[events.route]]\nname = "b"\ntopic = "b.x"\ncodec = "json"\n',
+        'topic = "fs.calls.{uuid}.{name}"\nevents = ["CHANNEL_*"]\n'
+        'where = { Call-Direction = "inbound", x = ["a", "b"] }\n'
+        'drop = ["variable_*"]\ndelivery = "durable"\nstream = "calls"\n'
+        '[[events.route]]\nname = "b"\ntopic = "b.x"\ncodec = "json"\n',
     )
     default, calls, other = routes(settings)
     assert default.stream is not None
