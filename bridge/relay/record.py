@@ -14,22 +14,27 @@ from bridge.messages.codec import MSGPACK
 from bridge.messages.reply import CommandReply, decode_reply, encode_reply
 
 MARK: Final = b"M"
+LOST: Final = b"L"
 KEPT: Final = b"K"
 _CONTENT: Final = 16
 _HEAD: Final = 1 + _CONTENT
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """A record, read: ``owner`` of a marker, or the ``reply`` kept; ``content`` is the request's fingerprint."""
+    """A record, read: ``owner`` of a marker, or the ``reply`` kept; ``content`` is the request's fingerprint.
+
+    A ``lost`` marker took the place of a record of a command that may have run.
+    """
 
     content: bytes
     owner: str = ""
+    lost: bool = False
     reply: CommandReply | None = None
 
 
-def mark(content: bytes, owner: str) -> bytes:
-    """The marker of a command that ``owner`` is about to write."""
-    return b"%b%b%b" % (MARK, content, owner.encode())
+def mark(content: bytes, owner: str, *, lost: bool = False) -> bytes:
+    """The marker of a command that ``owner`` is about to write, or (``lost``) to tell of."""
+    return b"%b%b%b" % (LOST if lost else MARK, content, owner.encode())
 
 
 def kept(content: bytes, reply: CommandReply) -> bytes:
@@ -43,8 +48,8 @@ def read(value: bytes) -> Entry | None:
     if len(content) < _CONTENT:
         return None
     try:
-        if value[:1] == MARK:
-            return Entry(content, owner=rest.decode())
+        if value[:1] in (MARK, LOST):
+            return Entry(content, owner=rest.decode(), lost=value[:1] == LOST)
         if value[:1] == KEPT:
             return Entry(content, reply=decode_reply(rest))
     except (BridgeError, ValueError):

@@ -17,7 +17,7 @@ import msgspec
 
 from bridge.bus.records import Record, Records
 from bridge.errors import BusError, BusRefused, MessageTooLarge
-from bridge.messages.reply import CommandReply, Executed
+from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay import record
 from bridge.relay.ledger import Answer, Verdict
 
@@ -29,6 +29,12 @@ _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5  # s; between two looks at what another work
 _MAX_UNKNOWN: Final = 50_000
 SHORTEST: Final = 60.0
 """Seconds that a marker lasts at least when nobody renews it."""
+_MAY_HAVE_RUN: Final = CommandReply(
+    id="",
+    status=Status.CONNECTION_LOST,
+    executed=Executed.UNKNOWN,
+    error="the worker that had it fell silent; it may or may not have run",
+)
 
 
 class _Running:
@@ -100,11 +106,14 @@ class SharedLedger:
         self, key: str, running: _Running, over: Record | None, verdict: Verdict, kept: CommandReply | None
     ) -> None:
         """Set our marker; where it is set, the first that waits gets the verdict."""
-        value = record.mark(running.content, self._instance)
+        # Over a command that may have run the marker says so: if the answer is lost it still must not run.
+        lost = verdict is Verdict.LOST or kept is not None
+        value = record.mark(running.content, self._instance, lost=lost)
 
         def swapped(written: bool, found: Record | None, error: BusError | None) -> None:
             if error is not None:
-                self._leftovers[key] = value
+                if not lost:
+                    self._leftovers[key] = value
                 self._tell_all(key, Verdict.UNREACHABLE, None)
             elif written:
                 self._leftovers.pop(key, None)
@@ -127,16 +136,26 @@ class SharedLedger:
             else:
                 self._tell_all(key, Verdict.KEPT, entry.reply)
         elif entry.owner == self._instance:
-            # Set, and its answer lost; it was told UNREACHABLE then, and nothing ran.
-            self._mark(key, running, found, Verdict.NEW, None)
+            # Set, and its answer lost; it was told UNREACHABLE then, and nothing ran for it.
+            if entry.lost:
+                self._take_over(key, running, found)
+            else:
+                self._mark(key, running, found, Verdict.NEW, None)
         else:
             self._records.living(entry.owner, partial(self._look_at_owner, key, running, found, wait))
 
     def _look_at_owner(self, key: str, running: _Running, found: Record, wait: float, lives: bool) -> None:
         if not lives:
-            self._mark(key, running, found, Verdict.NEW if running.again else Verdict.LOST, None)
+            self._take_over(key, running, found)
             return
         self._loop.call_later(wait, self._look_again, key, running, wait)
+
+    def _take_over(self, key: str, running: _Running, found: Record) -> None:
+        """Its worker is gone, and may have written it."""
+        if running.again:
+            self._mark(key, running, found, Verdict.NEW, _MAY_HAVE_RUN)
+        else:
+            self._mark(key, running, found, Verdict.LOST, None)
 
     def _look_again(self, key: str, running: _Running, wait: float) -> None:
         """The other worker runs it still, or has ended: asking for the marker tells, and is right when it let it go."""
@@ -254,9 +273,8 @@ class SharedLedger:
         """See ``Ledger.release``."""
         running = self._running[key]
         running.ending = True
-        value = record.mark(running.content, self._instance)
         if running.record is not None:
-            self._free(key, running.record, value)
+            self._free(key, running.record, running.record.value)
         self._tell_all(key, Verdict.KEPT, reply)
 
     def replace(self, key: str, reply: CommandReply) -> None:
@@ -315,5 +333,5 @@ class SharedLedger:
             if written and self._running.get(key) is running:
                 running.record, running.written_at = found, self._loop.time()
 
-        value = record.mark(running.content, self._instance)
-        self._records.swap(key, value, running.record, self.lasting, swapped)
+        assert running.record is not None
+        self._records.swap(key, running.record.value, running.record, self.lasting, swapped)

@@ -214,6 +214,27 @@ async def test_a_marker_in_doubt_runs_nothing_and_does_not_stay(world: World) ->
     assert await Told(one).verdict() is Verdict.NEW
 
 
+async def test_a_takeover_in_doubt_still_knows_that_it_may_have_run(world: World) -> None:
+    one, two, three = await world.worker("one"), await world.worker("two"), await world.worker("three")
+    for key in "ab":
+        assert await Told(one, key).verdict() is Verdict.NEW
+    one.close()
+    take = two._records.swap
+
+    def lose_the_second(*asked: Any) -> None:
+        two._records.swallow = asked[2] is not None
+        take(*asked)
+
+    two._records.swap = lose_the_second
+    for key in "ab":
+        assert await Told(two, key).verdict() is Verdict.UNREACHABLE
+    two._records.swap = take
+    two._keep_up()
+    assert await Told(two, "a").verdict() is Verdict.LOST
+    two.close()
+    assert await Told(three, "b").verdict() is Verdict.LOST
+
+
 async def test_an_outcome_is_kept_when_the_broker_is_back(world: World) -> None:
     one, two = await world.worker("one"), await world.worker("two")
     assert await Told(one).verdict() is Verdict.NEW
