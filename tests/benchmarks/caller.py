@@ -28,9 +28,7 @@ async def main(url: str, queue_type: str) -> None:
             number += 1
             id = f"{life}-{number}"
             address = bus.new_reply_address()
-            request = {"id": id, "command": f"md5 {number}"} | (
-                {"reply_to": address} if address else {}
-            )
+            request = {"id": id, "command": f"md5 {number}"} | ({"reply_to": address} if address else {})
             answer: asyncio.Future[bytes] = loop.create_future()
             began = time.perf_counter()
             replies = await bus.request(
