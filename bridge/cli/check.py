@@ -141,7 +141,7 @@ async def _try_bus(settings: Settings) -> Finding:
         finally:
             await bus.close()
     except BridgeError as error:
-        return Finding("bus", f"{url.redacted}: {error}", exits.code_of(error))
+        return Finding("bus", f"{url.redacted}: {str(error).removeprefix(f'{url.redacted}: ')}", exits.code_of(error))
 
 
 async def _ledger_of(bus: Bus, settings: Settings) -> str:

@@ -5,6 +5,7 @@ This room starts it and shows how it fares; the simulator plays the part.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,7 +120,7 @@ async def _simulate(switch: SimulatedSwitch, seconds: float | None) -> int:
     try:
         await switch.start()
     except OSError as error:
-        print(f"esl-bridge: cannot listen on {switch.host}:{switch.port}: {error.strerror}", file=sys.stderr)
+        print(f"esl-bridge: cannot listen on {switch.host}:{switch.port}: {reason_of(error)}", file=sys.stderr)
         return exits.UNREACHABLE
     try:
         with stop_on_signals() as wish:
@@ -137,6 +138,12 @@ async def _simulate(switch: SimulatedSwitch, seconds: float | None) -> int:
     finally:
         await switch.stop()
     return exits.FINE
+
+
+def reason_of(error: OSError) -> str:
+    """The kernel's own words where there are any; asyncio's repeat the address."""
+    known = error.errno is not None and error.errno > 0
+    return os.strerror(error.errno) if known and error.errno is not None else str(error.strerror or error)
 
 
 def status_of(switch: SimulatedSwitch) -> str:

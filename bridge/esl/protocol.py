@@ -253,7 +253,9 @@ class Protocol:
             if reply.status == "ok":
                 self.state = State.READY
             else:
-                error = AuthenticationFailed(f"FreeSWITCH answered {pending.command} with {reply.text!r}")
+                what = "user or password" if pending.command == "userauth" else "password"
+                text = f"FreeSWITCH answered {pending.command} with {reply.text!r}: wrong {what}"
+                error = AuthenticationFailed(text)
                 occurrences.append(self._end(CloseReason.AUTH_FAILED, error))
 
     def _fault(self, error: ProtocolError, where: bytes) -> Closed:

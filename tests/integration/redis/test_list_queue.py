@@ -139,9 +139,10 @@ async def test_an_entry_that_a_broken_connection_swallowed_comes_again_unclaimed
 ) -> None:
     bus = await open_list(proxy.url)
     taken: list[Delivery] = []
-    await bus.consume(queue, taken.append)
+    consumer = await bus.consume(queue, taken.append)
     await client.lpush(queue, b"same bytes")
     await eventually(lambda: taken)
+    await eventually(lambda: consumer._more == 0 and consumer.promised == 1)  # it waits for one entry
     proxy.hold()
     await client.lpush(queue, b"same bytes")
     await eventually(lambda: proxy.held)

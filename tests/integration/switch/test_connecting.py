@@ -155,9 +155,9 @@ async def test_an_unknown_host() -> None:
 
 
 async def test_a_wrong_password(switch: SimulatedSwitch) -> None:
-    error = await fails(f"fs://:wrong@127.0.0.1:{switch.port}")
+    error = await fails(f"fs://:geheim@127.0.0.1:{switch.port}")
     assert isinstance(error, AuthenticationFailed)
-    assert "wrong" not in str(error)
+    assert "geheim" not in str(error)
 
 
 async def test_the_acl() -> None:
