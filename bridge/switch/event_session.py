@@ -77,6 +77,8 @@ class EventSession:
         self.connection = connection
         if not connection.ready:
             return
+        if self._own is not None:
+            self._own.clear()
         for step in self._subscription.steps:
             if self._own is not None:
                 self._own.add_command(step.command)

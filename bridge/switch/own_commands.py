@@ -1,6 +1,6 @@
 """The API lines that this worker wrote lately, to know its own ``API`` events again.
 
-This room forgets the oldest line when it is full; it never grows beyond its limit.
+This room forgets the oldest line when it is full, and keeps no text: of each line only its hash.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ class OwnCommands:
     def __init__(self, limit: int = 4096) -> None:
         self._limit = limit
         self._number = 0
-        self._order: OrderedDict[int, str] = OrderedDict()
-        self._lines: dict[str, deque[int]] = {}
+        self._order: OrderedDict[int, int] = OrderedDict()
+        self._lines: dict[int, deque[int]] = {}
 
     def __len__(self) -> int:
         return len(self._order)
 
     def add(self, line: str) -> None:
         """A pool is about to write the API command ``line``."""
-        line = line.strip()
+        key = hash(line.strip())
         self._number += 1
-        self._order[self._number] = line
-        self._lines.setdefault(line, deque()).append(self._number)
+        self._order[self._number] = key
+        self._lines.setdefault(key, deque()).append(self._number)
         if len(self._order) > self._limit:
             self._forget(self._order.popitem(last=False)[1])
 
@@ -38,15 +38,20 @@ class OwnCommands:
 
     def take(self, verb: str, argument: str) -> bool:
         """Whether an ``API`` event with this API-Command and -Argument is ours; each line answers once."""
-        line = f"{verb} {argument}".strip()
-        if line not in self._lines:
+        key = hash(f"{verb} {argument}".strip())
+        if key not in self._lines:
             return False
-        del self._order[self._forget(line)]
+        del self._order[self._forget(key)]
         return True
 
-    def _forget(self, line: str) -> int:
-        numbers = self._lines[line]
+    def clear(self) -> None:
+        """Forget all: a new link does not get the events of what was written before it; such ones are another's."""
+        self._order.clear()
+        self._lines.clear()
+
+    def _forget(self, key: int) -> int:
+        numbers = self._lines[key]
         oldest = numbers.popleft()
         if not numbers:
-            del self._lines[line]
+            del self._lines[key]
         return oldest

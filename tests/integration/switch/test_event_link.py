@@ -383,6 +383,20 @@ def userauth(switch: SimulatedSwitch, name: str = "bridge@example.org") -> str:
     return f"fs://{name}:secret@127.0.0.1:{switch.port}"
 
 
+async def test_what_was_written_before_a_loss_hides_no_event_after_it(
+    switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until
+) -> None:
+    """Its own event was lost with the link: the same line of somebody else is told."""
+    own = OwnCommands()
+    link = make_link(switch.url, own_commands=own)
+    await until(lambda: link.connected)
+    own.add("status")
+    switch.drop_connections()
+    await until(lambda: link.reconnects == 1)
+    switch.fire("API", {"API-Command": "status"})
+    await until(lambda: any(event.get("API-Command") == "status" for event in recorder.seen))
+
+
 async def test_a_user_without_api_learns_the_core_uuid_from_the_first_event(
     make_link: MakeLink, recorder: Any, until: Until
 ) -> None:
