@@ -188,8 +188,6 @@ async def test_finish_without_an_address_writes_nothing(station: Any, eventually
 
 
 async def test_replies_leave_after_the_drain(station: Any, eventually: Eventually) -> None:
-    if not station.forgets_closed_readers:
-        pytest.skip("this fake goes on reading for connections that are closed, and eats a reply now and then")
     worker = Worker(await station.open())
     worker.hold = True
     await worker.start(station.queue)
