@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -59,7 +60,7 @@ class DurableBus(Bus, DurableTopics, Protocol):
     """A bus that also keeps topics."""
 
 
-class Outlet:
+class Outlet(ABC):
     """One task that empties buffers in one direction. ``idle`` is set while nothing waits and nothing is in hand."""
 
     def __init__(self, bus: Bus, meter: PublishMeter, name: str) -> None:
@@ -113,8 +114,9 @@ class Outlet:
                 log.exception("publishing failed; going on", outlet=self._name)
                 await asyncio.sleep(WATCH_INTERVAL)
 
+    @abstractmethod
     async def _publish_all(self) -> None:
-        raise NotImplementedError
+        """Write what waits; return when nothing does, or when the bus is away."""
 
     def _gather(self, batch: list[Message]) -> _Parts:
         """Take one write's worth out of the buffers that may be published from."""
