@@ -20,7 +20,7 @@ from bridge.esl.envelope import (
     other_spellings,
 )
 from bridge.esl.headers import excerpt
-from bridge.esl.plain import HeaderValue, decode_plain, split_plain
+from bridge.esl.plain import HeaderValue, decode_plain, split_plain, transcribe
 
 Format = Literal["json", "plain"]
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class Event(msgspec.Struct, gc=False, eq=False):
     @classmethod
     def parse(cls, raw: bytes, format: Format = "json") -> Event:
         """Make an event of a frame's body. Raises ``ProtocolError`` where it is none; nothing raises later."""
-        return cls(raw, format, _read_envelope(raw, format))
+        return read_plain_event(raw) if format == "plain" else cls(raw, format, _read_envelope(raw, format))
 
     @property
     def envelope(self) -> Envelope:
@@ -97,12 +97,20 @@ class Event(msgspec.Struct, gc=False, eq=False):
         return self.raw.find(mark, 0, _STAMP_AREA) >= 0
 
     @property
+    def size(self) -> int:
+        """Bytes that it holds: as sent, and as JSON where that was made of it."""
+        return len(self.raw) + (len(self._json) if self._json is not None and self._json is not self.raw else 0)
+
+    @property
     def headers(self) -> dict[str, HeaderValue]:
         """All headers, names as sent, the last of equal names, arrays as lists; without the body."""
         headers = self._headers
         if headers is None:
             if self.format == "json":
                 headers = self._decoded()
+                headers.pop(_BODY, None)
+            elif self._json is not None:
+                headers = decode_json(self._json)
                 headers.pop(_BODY, None)
             else:
                 headers, self._repaired = decode_plain(split_plain(self.raw)[0])
@@ -215,6 +223,17 @@ def read_json_event(raw: bytes) -> Event | None:
     if not envelope.unique_id and other_spellings(raw):
         return None
     return Event(raw, "json", envelope)
+
+
+def read_plain_event(raw: bytes) -> Event:
+    """Make an event of a plain body; what is ordinary becomes JSON at once. Raises ``ProtocolError`` as ``parse``."""
+    text = transcribe(raw)
+    if text is not None:
+        event = read_json_event(text)
+        # The plain format does not write a job's empty output, JSON does.
+        if event is not None and event.name != "BACKGROUND_JOB":
+            return Event(raw, "plain", event._envelope, None, text, False)
+    return Event(raw, "plain", _read_envelope(raw, "plain"))
 
 
 def _read_envelope(raw: bytes, format: Format) -> Envelope:

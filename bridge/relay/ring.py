@@ -67,7 +67,7 @@ class EventRing:
 
     def append(self, events: list[Event]) -> None:
         """Keep what one socket read brought."""
-        size = sum([len(event.raw) for event in events]) + _OVERHEAD * len(events)
+        size = sum([event.size for event in events]) + _OVERHEAD * len(events)
         self._reads.append(_Read(events, size))
         self.size += size
         if self.size > self._memory:
@@ -94,7 +94,7 @@ class EventRing:
         else:
             gone = read.events[: index + 1]
             read.events = read.events[index + 1 :]
-            size = sum([len(event.raw) for event in gone]) + _OVERHEAD * len(gone)
+            size = sum([event.size for event in gone]) + _OVERHEAD * len(gone)
             read.size -= size
             self.size -= size
         self.head = identity

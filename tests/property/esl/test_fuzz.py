@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridge.errors import EslError
 from bridge.esl import commands
 from bridge.esl.event import Event
-from bridge.esl.plain import decode_plain, decode_value, split_plain
+from bridge.esl.plain import decode_plain, decode_value, split_plain, transcribe
 from bridge.esl.protocol import Closed, LogReceived, Notice, Protocol, ReplyReceived, State
 
 RECORDED = gzip.decompress((Path(__file__).parents[2] / "data/captures/commands.rx.bin.gz").read_bytes())[82:60_000]
@@ -158,6 +158,48 @@ BLOCKS = st.lists(
 @given(BLOCKS)
 def test_decoding_all_at_once_equals_decoding_line_by_line(block):
     assert decode_plain(block)[0] == decode_line_by_line(block)
+
+
+PIECES = (
+    b"a = =41 %3A %20 %25 %22 %5C %5c %0A %0D %01 %00 % %zz %2 %C3%A9 %c3%a9 %E9 _undef_ ARRAY%3A%3A ARRAY:: %7C%3A | ]"
+)
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from([b"A", b"B", b"A B", b"A%41", b"%", b"", b'A"', b"A\\", b"A=", b"\xe9", b"Unique-ID"]),
+        st.sampled_from([b": ", b": ", b": ", b": ", b":", b": a: ", b""]),
+        st.lists(st.sampled_from(PIECES.split()), max_size=5).map(b"".join),
+    ).map(b"".join),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(LINES)
+@example([b"A: ARRAY%3A%3Aa%22%7C%3A", b"B: x"])
+@example([b"A%41: x"])
+@example([b"A: x", b"%: x"])
+@example([b"A B:x"])
+@example([b"A: %2%35"])
+def test_a_plain_event_written_as_json_says_what_its_lines_say(lines):
+    raw = b"\n".join(lines) + b"\n\n"
+    text = transcribe(raw)
+    try:
+        told = json.loads(text) if text is not None else None
+    except ValueError:
+        told = None  # read_plain_event finds the same, and goes the long way
+    assert told is None or told == decode_line_by_line(raw[:-2])
+
+
+def test_what_freeswitch_sends_is_written_as_json_in_one_go():
+    captures = Path(__file__).parents[2] / "data/captures"
+    data = gzip.decompress((captures / "plain_all.rx.bin.gz").read_bytes())
+    frames = json.loads(gzip.decompress((captures / "plain_all.json.gz").read_bytes()))["frames"]
+    events = [data[at + head : at + head + body] for at, head, body, kind in frames if kind == "text/event-plain"]
+    short = [(raw, text) for raw in events if (text := transcribe(raw)) is not None]
+    assert len(short) > 0.95 * len(events)
+    for raw, text in short:
+        assert json.loads(text) == decode_line_by_line(raw[:-2])
 
 
 VALUE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
