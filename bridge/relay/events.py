@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
+from bridge.esl.envelope import Envelope
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
@@ -71,8 +72,10 @@ class _Lane:
         self.messages: list[Message] = []
 
 
-# A line of a route and the lanes that its messages take.
-_Way = tuple[Line, tuple[_Lane, ...]]
+# A line of a route and the lanes that its messages take; in front of them their methods, which every event calls.
+_Way = tuple[
+    Callable[[Event, Envelope], Message | None], tuple[Callable[[Message], None], ...], Line, tuple[_Lane, ...]
+]
 
 
 class NodeRelay:
@@ -151,22 +154,22 @@ class NodeRelay:
                 watchers[name](event)
             subclass = envelope.subclass
             key = f"{name}\n{subclass}" if subclass else name
-            for line, lanes in known.get(key) or self._learn(key, name, subclass):
-                message = line.encode(event, envelope)
+            for encode, puts, line, lanes in known.get(key) or self._learn(key, name, subclass):
+                message = encode(event, envelope)
                 if message is None:
                     continue
                 if len(message.payload) > limit:
                     message = self._fit(line, message, event, lanes, now)
                     if message is None:
                         continue
-                for lane in lanes:
-                    lane.messages.append(message)
+                for put in puts:
+                    put(message)
         self.received += len(events)
         self._reads += 1
         for lane in self._lanes:
-            messages = lane.messages
-            if messages:
-                lane.messages = []
+            if lane.messages:
+                messages = lane.messages.copy()
+                lane.messages.clear()
                 size = len(messages) * ENTRY_OVERHEAD + sum([len(message.payload) for message in messages])
                 lane.buffer.append(Chunk(self.epoch, messages, size, now, None, 0, self._reads), self._last)
                 lane.buffer.wake()
@@ -262,7 +265,7 @@ class NodeRelay:
     def _learn(self, key: str, name: str, subclass: str) -> tuple[_Way, ...]:
         """Which routes want the events of this name, and where they go."""
         ways = tuple(
-            (line, lanes)
+            (line.encode, tuple(lane.messages.append for lane in lanes), line, lanes)
             for route, lanes in zip(self._routes, self._lanes_of, strict=True)
             if (line := route.line(name, subclass)) is not None
         )

@@ -86,9 +86,9 @@ class NodeFeed:
         """Publish or keep what one socket read brought."""
         watchers = self._watchers
         for event in events:
-            watcher = watchers.get(event.envelope.name)
-            if watcher is not None:
-                watcher(event)
+            name = (event._envelope or event.envelope).name
+            if name in watchers:
+                watchers[name](event)
         if self.owning:
             self.relay.events(events)
         else:

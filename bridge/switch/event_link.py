@@ -28,6 +28,7 @@ from bridge.switch.subscription import Subscription
 
 _STABLE_AFTER = 10.0  # s UP after which a loss is a new story for the back-off...
 _STABLE_AT_LEAST = 1.0  # ...or already when it was UP for longer than it was waited for, and for this long (s)
+_LOOKED_AT = frozenset(("HEARTBEAT", "API"))  # events that the link itself has a use for
 _GAP_PATIENCE = 1.0  # s to wait for the event that ends a gap
 _OVERSLEPT = 0.2  # s; a check that comes so late finds sockets that were not read: it looks again
 
@@ -232,23 +233,19 @@ class EventLink:
         if self._unverified:
             self._verify(events[0])
         wanted = events
-        for index, event in enumerate(events):
-            name = event.envelope.name
-            if name == "HEARTBEAT":
-                keep = self._beat(event)
-            elif name == "API" and self._own is not None:
-                keep = not self._is_own(event, self._own)
-            else:
-                keep = True
-            if not keep and wanted is events:
-                wanted = events[:index]
-            elif keep and wanted is not events:
-                wanted.append(event)
+        if not _LOOKED_AT.isdisjoint([(event._envelope or event.envelope).name for event in events]):
+            wanted = [event for event in events if self._is_wanted(event)]
         if wanted:
             if self._gap is not None:
                 self._tell_gap(wanted[0].identity)
             self._last = wanted[-1]
             self._call(self._handler.events, wanted)
+
+    def _is_wanted(self, event: Event) -> bool:
+        name = event.name
+        if name == "HEARTBEAT":
+            return self._beat(event)
+        return name != "API" or self._own is None or not self._is_own(event, self._own)
 
     def logged(self, records: list[LogRecord]) -> None:
         """Hand log lines over."""

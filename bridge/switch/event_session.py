@@ -6,7 +6,7 @@ This room never reconnects and never judges silence; it knows one connection, th
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from bridge.errors import CommandTimeout, EslError
 from bridge.esl import protocol as esl
@@ -21,6 +21,7 @@ from bridge.switch.subscription import Purpose, SetupStep, Subscription
 PROBE: Final = b"ping\n\n"
 """No command of FreeSWITCH: its ``-ERR command not found`` is a cheap sign of life."""
 
+_ONLY_EVENTS: Final = {Event}
 _CORE_UUID_PATIENCE = 2.0  # s to wait for an event that tells the Core-UUID where the user may not ask for it
 _MOST_HELD = 20_000  # events kept back until the link is up
 
@@ -101,6 +102,9 @@ class EventSession:
 
     def occurred(self, connection: Connection, occurrences: list[esl.Occurrence]) -> None:
         """Sort what was read; nearly always it is all events."""
+        if self._synced and set(map(type, occurrences)) == _ONLY_EVENTS:
+            self._user.received(cast("list[Event]", occurrences))
+            return
         events: list[Event] = []
         records: list[esl.LogRecord] = []
         for one in occurrences:
