@@ -45,7 +45,7 @@ class Envelope(msgspec.Struct, rename=_FIELDS, gc=False):
 
 
 # FreeSWITCH looks headers up in any case, and some of its modules write this one in lower case.
-other_spellings: Final = re.compile(rb'"(unique-id)"\s*:', re.IGNORECASE).findall
+_ANY_CASE: Final = re.compile(rb'"(unique-id)"\s*:', re.IGNORECASE)
 _ANY_CASE_PLAIN: Final = re.compile(rb"(?:^|\n)unique-id: ?(.*)", re.IGNORECASE)
 
 _ENVELOPE: Final = msgspec.json.Decoder(Envelope)
@@ -54,6 +54,12 @@ decode_strictly: Final = _ENVELOPE.decode
 _HEADERS: Final = msgspec.json.Decoder(dict[str, HeaderValue])
 # msgspec reports invalid UTF-8 as UnicodeDecodeError, which is a ValueError, and deep nesting as RecursionError.
 UNREADABLE: Final = (msgspec.DecodeError, ValueError, RecursionError)
+
+
+def other_spellings(raw: bytes) -> list[bytes]:
+    """The spellings of Unique-ID that a JSON event may have for a header, in their order."""
+    # Lowering the whole text costs a fraction of a search that ignores case.
+    return _ANY_CASE.findall(raw) if b'"unique-id"' in raw.lower() else []
 
 
 def decode_envelope(raw: bytes) -> Envelope:

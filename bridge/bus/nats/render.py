@@ -15,9 +15,10 @@ _SUBJECT = re.compile(r"[^\x00-\x20\x7f*>\ud800-\udfff]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _NEWLINES = str.maketrans({"\r": " ", "\n": " "})
 _KNOWN_LIMIT = 4096
-_known: set[str] = set()
-_fixed: dict[str, int] = {}
-"""Bytes of the header block beside the identity, by content type."""
+_known: dict[str, str] = {}
+"""Subjects that were checked, with the beginning of the control line of a message with headers."""
+_fixed: dict[str, tuple[int, str]] = {}
+"""Bytes of the header block beside the identity, and what comes behind that, by content type."""
 
 
 def check_subject(subject: str) -> None:
@@ -28,7 +29,7 @@ def check_subject(subject: str) -> None:
         raise ValueError(f"not a NATS subject: {subject[:80]!r}")
     if len(_known) >= _KNOWN_LIMIT:
         _known.clear()
-    _known.add(subject)
+    _known[subject] = f"HPUB {subject} "
 
 
 def render_headers(content_type: str, identity: str = "", headers: Iterable[tuple[str, str]] = ()) -> str:
@@ -79,36 +80,44 @@ def render_batch(batch: Sequence[Message], pieces: list[bytes], limit: int, repl
     known = _known
     for message in batch:
         topic = message.topic
-        if topic not in known:
+        begin = known.get(topic)
+        if begin is None:
             check_subject(topic)
+            begin = known[topic]
         payload = message.payload
         size = len(payload)
+        reply = ""
         if replies:
-            topic = f"{topic} {replies}{first:x}"
+            reply = f"{replies}{first:x} "
             first += 1
         identity, kind = message.id, message.content_type
         fixed = _fixed.get(kind)
-        if fixed is not None and not message.headers and identity.isprintable() and identity.isascii() and identity:
+        if (
+            fixed is not None
+            and identity
+            and not message.headers
+            and identity.isascii()
+            and "\n" not in identity
+            and "\r" not in identity
+        ):
             # What nearly every event is: nothing in it can break a line.
-            length = fixed + len(identity)
+            length = fixed[0] + len(identity)
             size += length
-            head = (
-                f"HPUB {topic} {length} {size}\r\nNATS/1.0\r\nNats-Msg-Id: {identity}\r\nContent-Type: {kind}\r\n\r\n"
-            ).encode()
+            head = f"{begin}{reply}{length} {size}\r\nNATS/1.0\r\nNats-Msg-Id: {identity}{fixed[1]}".encode()
             if size > limit:
                 raise MessageTooLarge(size, limit)
             pieces += (head, payload, b"\r\n")
             written += len(head) + size - length + 2
             continue
         if kind and kind.isascii() and kind.isprintable() and len(_fixed) < _KNOWN_LIMIT:
-            _fixed[kind] = len(render_headers(kind, "-")) - 1
+            _fixed[kind] = len(render_headers(kind, "-")) - 1, f"\r\nContent-Type: {kind}\r\n\r\n"
         block = render_headers(kind, identity, message.headers)
         if not block:
-            head = f"PUB {topic} {size}\r\n".encode()
+            head = f"PUB {topic} {reply}{size}\r\n".encode()
         else:
             length = len(block) if block.isascii() else len(block.encode("utf-8", "replace"))
             size += length
-            head = f"HPUB {topic} {length} {size}\r\n{block}".encode("utf-8", "replace")
+            head = f"{begin}{reply}{length} {size}\r\n{block}".encode("utf-8", "replace")
         if size > limit:
             raise MessageTooLarge(size, limit)
         pieces += (head, payload, b"\r\n")
