@@ -205,11 +205,13 @@ class Carrier:
         """Hand replies and results to their commands."""
         now = self.pool.time()
         self.used_at = now
-        self.fruitful = True
         for one in occurrences:
             if type(one) is esl.ReplyReceived:
                 self.unanswered -= 1
                 self.progress_at = now
+                if not self.fruitful:
+                    self.fruitful = True
+                    self.pool.answered()
                 pending = one.pending
                 token = pending.token
                 if type(token) is Step:

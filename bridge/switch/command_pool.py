@@ -266,6 +266,10 @@ class CommandPool:
             if refusal is not None:
                 self.fail_waiting(refusal)
 
+    def answered(self) -> None:
+        """A new carrier answered for the first time."""
+        self._carriers.answered()
+
     def carrier_lost(self, carrier: Carrier, error: EslError, reason: CloseReason) -> None:
         """A connection ended; its commands are told next."""
         self._carriers.lost(carrier, error, reason)
