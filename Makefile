@@ -61,7 +61,7 @@ bench-fleet: $(VENV)/.dev ## Scale the fleet: make bench-fleet ARGS="--nodes 100
 soak: $(VENV)/.dev ## Kill, freeze and cut workers for minutes: make soak ARGS="--minutes 30 --bus redis"
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
-soak-memory: $(VENV)/.dev ## A worker's memory over minutes of load and link cuts: make soak-memory ARGS="--minutes 5"
+soak-memory: $(VENV)/.dev ## Whether a worker's memory stays flat under load and link cuts: make soak-memory ARGS="--minutes 20"
 	@$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 check: lint test ## What CI runs
