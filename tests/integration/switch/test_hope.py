@@ -1,4 +1,4 @@
-"""What becomes of commands that wait while connections die young: neither the whole budget in vain, nor one cut for all."""
+"""What becomes of commands that wait while connections die young: no whole budget in vain, no one cut for all."""
 
 from __future__ import annotations
 
