@@ -55,6 +55,15 @@ class Jobs:
             self._running.pop(key, None)
             token.completed(event, now)
 
+    def complete_unheard(self, key: str, event: Event, now: float) -> None:
+        """The same for a result that came over a connection that carries no commands.
+
+        It may overtake what the job's own connection says, so nothing is taken before FreeSWITCH took the job there.
+        """
+        job = self._running.get(key)
+        if job is None or job.accepted:
+            self.complete(key, event, now)
+
     def began(self, key: str) -> None:
         """An application began that is waited for."""
         job = self._running.get(key)
