@@ -18,6 +18,7 @@ from bridge.esl.event import Event
 from bridge.esl.pending import PendingReply
 from bridge.esl.replies import Reply
 from bridge.switch.connection import Connection
+from bridge.switch.deadlines import Deadline
 from bridge.switch.jobs import Origin
 from bridge.switch.submission import Execute, Need, Submission
 
@@ -79,6 +80,7 @@ class Carrier:
         self.fruitful = False
         """Whether it ever answered anything."""
         self.used_at = 0.0
+        self.idle_check: Deadline | None = None
         self.born_at = 0.0
         self.core_uuid = ""
         self.adopted: set[Origin] = set()

@@ -179,7 +179,7 @@ class Carriers:
         self.last_error = None
         for need in self._wanted:
             carrier.prepare(need)
-        pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
+        carrier.idle_check = pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
         self.place_orphans()
         pool.advance(now)
 
@@ -228,13 +228,15 @@ class Carriers:
             connection.close()
         else:
             again = max(idle_at, now + self.idle_timeout / 4)
-            pool.deadlines.add(again, functools.partial(self._check_idle, carrier))
+            carrier.idle_check = pool.deadlines.add(again, functools.partial(self._check_idle, carrier))
 
     def lost(self, carrier: Carrier, error: EslError, reason: CloseReason) -> None:
         """A connection ended; jobs that FreeSWITCH took on it wait for another one."""
         for carriers in (self.ready, self.parked):
             if carrier in carriers:
                 carriers.remove(carrier)
+        if carrier.idle_check is not None:
+            carrier.idle_check.cancel()  # it would keep the connection until then
         now = self._pool.time()
         if reason is not CloseReason.LOCAL:
             if now - carrier.born_at >= _YOUNG:
