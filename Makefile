@@ -33,7 +33,7 @@ demo: $(VENV)/.demo ## Show it working: make demo ARGS="--for 20 --bus redis"
 
 # Killed and frozen processes, hundreds of nodes, and a browser need the machine for themselves: a worker that starves
 # loses its lease, which is not what those tests are about. They run one after another, behind the rest.
-CALM := tests/chaos tests/browser tests/integration/test_bad_days.py tests/integration/test_workers_restart.py
+CALM := tests/chaos tests/browser tests/integration/test_failing_nodes.py tests/integration/test_workers_restart.py
 
 test: $(VENV)/.dev ## Run all tests: make test ARGS="tests/unit -k topics"
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 4 --dist loadgroup $(addprefix --ignore=,$(CALM)))
@@ -61,7 +61,7 @@ bench-fleet: $(VENV)/.dev ## Scale the fleet: make bench-fleet ARGS="--nodes 100
 soak: $(VENV)/.dev ## Kill, freeze and cut workers for minutes: make soak ARGS="--minutes 30 --bus redis"
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
-soak-memory: $(VENV)/.dev ## A worker's memory over minutes of load and link cuts: make soak-memory ARGS="--minutes 5"
+soak-memory: $(VENV)/.dev ## Whether a worker's memory stays flat under load and link cuts: make soak-memory ARGS="--minutes 20"
 	@$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 check: lint test ## What CI runs

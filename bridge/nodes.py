@@ -24,7 +24,7 @@ from bridge.messages.fleet import NodeOrder
 from bridge.ops.tail import Tail, TappedHandler
 from bridge.relay.call_table import CallTable
 from bridge.relay.events import SERVING, EventMeter, NodeRelay
-from bridge.relay.feed import NodeFeed
+from bridge.relay.feed import NodeFeed, together
 from bridge.relay.known_calls import KnownCalls
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
@@ -179,7 +179,6 @@ class NodeMaker:
             watchers={},  # the feed has them: they see what a standby keeps, too
         )
         relay.on_change = self._on_change
-        feed = NodeFeed(relay, EventRing(self._folder), KnownCalls(), self._calls.watchers(node.name))
         pool = CommandPool(
             node.name,
             url,
@@ -194,6 +193,8 @@ class NodeMaker:
             own_commands=own,
             tls=tls,
         )
+        watchers = together(self._calls.watchers(node.name), {"BACKGROUND_JOB": pool.job_ended})
+        feed = NodeFeed(relay, EventRing(self._folder), KnownCalls(), watchers)
         link = EventLink(
             node.name,
             url,

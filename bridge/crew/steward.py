@@ -123,7 +123,7 @@ class NodeSteward:
         if self._warm:
             self._warm = False
             self.feed.forget()
-            self.known.clear()
+            self._continuity.forget()
             await self.link.stop()
             if not self._warm:
                 self.relay.state = NodeState.CONNECTING

@@ -1,20 +1,22 @@
 """Who waits for what: replies by position, jobs by Job-UUID, both bounded.
 
-This room never looks at a clock and never forgets a slot before its reply came: a command that timed out leaves a
-tombstone, so that its late reply finds that and no other command.
+This room never looks at a clock, it is told ``now`` (s), and never forgets a slot before its reply came: a command that
+timed out leaves a tombstone, so that its late reply finds that and no other command.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from bridge.errors import LimitExceeded
 
 MAX_PENDING: Final = 4096
 MAX_JOBS: Final = 65_536
-MAX_TOMBSTONES: Final = 16_384
+MAX_TOMBSTONES: Final = 4096
+LATE_FOR: Final = 3600.0
+"""Seconds that an abandoned job is still recognised."""
 
 
 class PendingReply:
@@ -77,16 +79,19 @@ class PendingReplies:
 class JobTable:
     """Background jobs by their Job-UUID. Register before the ``bgapi`` is written: its result may come first.
 
-    An abandoned job keeps its entry as one of ``max_tombstones``, the oldest is forgotten first.
+    An abandoned job keeps its entry for ``late_for`` s as one of ``max_tombstones``, the oldest is forgotten first.
     """
 
-    __slots__ = ("_abandoned", "_jobs", "max_jobs", "max_tombstones")
+    __slots__ = ("_abandoned", "_jobs", "late_for", "max_jobs", "max_tombstones")
 
-    def __init__(self, max_jobs: int = MAX_JOBS, max_tombstones: int = MAX_TOMBSTONES) -> None:
+    def __init__(
+        self, max_jobs: int = MAX_JOBS, max_tombstones: int = MAX_TOMBSTONES, late_for: float = LATE_FOR
+    ) -> None:
         self.max_jobs = max_jobs
         self.max_tombstones = max_tombstones
+        self.late_for = late_for
         self._jobs: dict[str, object] = {}
-        self._abandoned: OrderedDict[str, object] = OrderedDict()
+        self._abandoned: OrderedDict[str, tuple[float, object]] = OrderedDict()  # and since when
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -116,19 +121,26 @@ class JobTable:
 
     def take_abandoned(self, job_uuid: str) -> object | None:
         """Remove the tombstone of a job and return its token: its result came late. None for any other."""
-        return self._abandoned.pop(job_uuid, None)
+        entry = self._abandoned.pop(job_uuid, None)
+        return None if entry is None else entry[1]
 
     def foreign(self, job_uuid: str) -> bool:
         """Whether this is not a job of ours: BACKGROUND_JOB goes to every subscriber, so that is normal."""
         return job_uuid not in self._jobs and job_uuid not in self._abandoned
 
-    def abandon(self, job_uuid: str) -> None:
+    def abandon(self, job_uuid: str, now: float = 0.0) -> None:
         """Leave a tombstone for a job that nobody waits for any more; unknown ids do nothing."""
         if job_uuid not in self._jobs:
             return
-        self._abandoned[job_uuid] = self._jobs.pop(job_uuid)
-        if len(self._abandoned) > self.max_tombstones:
-            self._abandoned.popitem(last=False)
+        abandoned = self._abandoned
+        abandoned[job_uuid] = (now, self._jobs.pop(job_uuid))
+        while len(abandoned) > self.max_tombstones or abandoned[next(iter(abandoned))][0] < now - self.late_for:
+            abandoned.popitem(last=False)
+
+    def forget_abandoned(self, hopeless: Callable[[object], bool]) -> None:
+        """Remove the tombstones of jobs whose results cannot come any more, by their tokens."""
+        for job_uuid in [one for one, (_, token) in self._abandoned.items() if hopeless(token)]:
+            del self._abandoned[job_uuid]
 
     def forget(self, job_uuid: str) -> None:
         """Remove a job that FreeSWITCH refused: no result will come."""

@@ -20,8 +20,8 @@ SOURCE_PREFIX = "/freeswitch/"
 CONTENT_TYPES = {"json": "application/cloudevents+json", "msgpack": "application/cloudevents+msgpack"}
 BARE_CONTENT_TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 
-# Identities repeat some thirty times in a call's life; the quoted form is kept for the calls of a busy switch.
-_QUOTED_LIMIT = 65_536
+# Identities repeat some thirty times in a call's life, most of them within a moment. One table a node and route.
+_QUOTED_LIMIT = 4096
 
 _json = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()

@@ -120,7 +120,7 @@ class CallSearch:
             poll.silent.append(name)
         elif reply.text.strip() == "true" and not poll.over:
             poll.over = True
-            self._calls.learn(uuid, name)
+            self._calls.note_found(uuid, name)
             self._end(Found(uuid, name))
         if poll.open == 0 and not poll.over:
             poll.over = True

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from bridge.esl.event import Event
+from bridge.relay.lately import Lately
 
+_FOUND_FOR = 60.0
+"""Seconds that an answer of a node whose events are not heard here is good for: nothing tells of the call's end."""
+_ENDED_FOR = 60.0
+"""Seconds that a late event of a call that has ended does not bring it back."""
+_LATELY = 50_000
 # A call that is hung up takes no more commands, even while its session still reports.
-_BEGINNINGS = ("CHANNEL_CREATE", "CHANNEL_PROGRESS", "CHANNEL_ANSWER", "CHANNEL_BRIDGE", "CHANNEL_PARK")
+_BEGINNINGS = ("CHANNEL_PROGRESS", "CHANNEL_ANSWER", "CHANNEL_BRIDGE", "CHANNEL_PARK")
 _ENDS = ("CHANNEL_HANGUP_COMPLETE", "CHANNEL_DESTROY")
 
 
@@ -25,25 +31,30 @@ class CallTable:
     def __init__(
         self, *, unknown_for: float = 2.0, limit: int = 500_000, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._unknown_for = unknown_for
         self._limit = limit
-        self._clock = clock
         self._nodes: dict[str, str] = {}
-        self._unknown: dict[str, float] = {}
+        self._unknown = Lately[None](unknown_for, min(limit, _LATELY), clock)
+        self._found = Lately[str](_FOUND_FOR, min(limit, _LATELY), clock)
+        self._ended = Lately[str](_ENDED_FOR, min(limit, _LATELY), clock)
 
     def __len__(self) -> int:
         return len(self._nodes)
 
     def node_of(self, uuid: str) -> str | None:
         """The node that has the call, None when the table does not know."""
-        return self._nodes.get(uuid)
+        return self._nodes.get(uuid) or self._found.get(uuid)
 
     def learn(self, uuid: str, node: str) -> None:
-        """The node has this call."""
-        self._unknown.pop(uuid, None)
+        """The node has this call, and its events are heard here."""
+        self._unknown.pop(uuid)
         self._nodes[uuid] = node
         if len(self._nodes) > self._limit:
             del self._nodes[next(iter(self._nodes))]
+
+    def note_found(self, uuid: str, node: str) -> None:
+        """The node said that it has this call; believed for a while."""
+        self._unknown.pop(uuid)
+        self._found.put(uuid, node)
 
     def forget(self, uuid: str, node: str) -> None:
         """The call ended on this node (a call that moved to another one stays)."""
@@ -62,45 +73,41 @@ class CallTable:
 
     def note_unknown(self, uuid: str) -> None:
         """No node has this call; ``is_unknown`` says so for a short time."""
-        now = self._clock()
-        # All live equally long, so the oldest stand first.
-        while self._unknown:
-            first = next(iter(self._unknown))
-            if self._unknown[first] > now and len(self._unknown) < self._limit:
-                break
-            del self._unknown[first]
-        self._unknown.pop(uuid, None)
-        self._unknown[uuid] = now + self._unknown_for
+        self._unknown.put(uuid, None)
 
     def is_unknown(self, uuid: str) -> bool:
         """Whether every node was asked for this call a moment ago, in vain."""
-        until = self._unknown.get(uuid)
-        if until is None:
-            return False
-        if until > self._clock():
-            return True
-        del self._unknown[uuid]
-        return False
+        return uuid in self._unknown
 
     def watchers(self, node: str) -> dict[str, Callable[[Event], None]]:
         """What the node's event path calls, by event name, to keep this table."""
         begins, ends = partial(self._begins, node), partial(self._ends, node)
         found: dict[str, Callable[[Event], None]] = dict.fromkeys(_BEGINNINGS, begins)
         found.update(dict.fromkeys(_ENDS, ends))
+        found["CHANNEL_CREATE"] = partial(self._created, node)
         found["CHANNEL_UUID"] = partial(self._renamed, node)
         return found
 
+    def _created(self, node: str, event: Event) -> None:
+        if not event.injected:
+            self._ended.pop(event.unique_id)  # a uuid that callers choose (origination_uuid) may come again
+            self._begins(node, event)
+
     def _begins(self, node: str, event: Event) -> None:
         uuid = event.unique_id
-        if uuid and not event.injected:
+        if uuid and not event.injected and self._ended.get(uuid) != node:
             self.learn(uuid, node)
 
     def _ends(self, node: str, event: Event) -> None:
         if not event.injected:
-            self.forget(event.unique_id, node)
+            uuid = event.unique_id
+            self.forget(uuid, node)
+            self._found.pop(uuid)
+            self._ended.put(uuid, node)
 
     def _renamed(self, node: str, event: Event) -> None:
         old = event.get("Old-Unique-ID")
         if isinstance(old, str) and not event.injected:
             self.forget(old, node)
+            self._ended.put(old, node)
         self._begins(node, event)

@@ -81,6 +81,12 @@ class Continuity:
             self._task.cancel()
             self._task = None
 
+    def forget(self) -> None:
+        """From now on nothing is heard of the node: no end of a call would be."""
+        self.stop()
+        self.known.clear()
+        self._table.forget_node(self._node)
+
     async def _check(self, core_uuid: str, suspects: Sequence[str]) -> None:
         rows = await self._ask()
         if rows is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from bridge.esl.event import Event
 
-_CACHE_LIMIT = 65_536
+_CACHE_LIMIT = 8192
 
 Match = Callable[[str], object]
 

@@ -23,7 +23,7 @@ from bridge.relay.routing import Refusal
 from bridge.relay.settings import CommandSettings
 from bridge.relay.verbs import LineFacts, Verbs
 
-_CACHE_LIMIT: Final = 4_096
+_CACHE_LIMIT: Final = 1_024  # some 2 KB each, here and in the policy: lines that name a call never come again
 _CACHED_LENGTH: Final = 256
 
 

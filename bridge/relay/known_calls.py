@@ -11,9 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from bridge.esl.event import Event
+from bridge.relay.lately import Lately
 
 LIMIT = 20_000
 """Calls of one node that are kept; the oldest are forgotten first."""
+ENDED_FOR = 120.0
+"""Seconds that an end is remembered: longer than an event, a list of channels or another worker's table is old."""
 _KEPT = (
     "FreeSWITCH-Hostname", "FreeSWITCH-Switchname", "Channel-Name", "Call-Direction", "Channel-Call-UUID",
     "Caller-Direction", "Caller-Caller-ID-Name", "Caller-Caller-ID-Number", "Caller-Destination-Number",
@@ -25,7 +28,7 @@ _COLUMNS = {
     "cid_name": "Caller-Caller-ID-Name", "cid_num": "Caller-Caller-ID-Number", "dest": "Caller-Destination-Number",
     "context": "Caller-Context", "hostname": "FreeSWITCH-Hostname",
 }  # fmt: skip
-_ALIVE = ("CHANNEL_CREATE", "CHANNEL_ANSWER", "CHANNEL_PROGRESS", "CHANNEL_BRIDGE", "CHANNEL_PARK")
+_ALIVE = ("CHANNEL_ANSWER", "CHANNEL_PROGRESS", "CHANNEL_BRIDGE", "CHANNEL_PARK")
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -42,14 +45,14 @@ _decode = msgspec.msgpack.Decoder(dict[str, KnownCall]).decode
 
 
 class KnownCalls:
-    """The calls of one node by uuid. ``version`` grows with every change."""
+    """The calls of one node by uuid. ``version`` grows with every change; ``clock`` tells seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.calls: dict[str, KnownCall] = {}
         self.version = 0
         self.doubtful: set[str] = set()
         """Calls that may have ended unseen: what began on the link of now will end on it, too."""
-        self._ended: dict[str, None] = {}
+        self._ended = Lately[None](ENDED_FOR, LIMIT, clock)
 
     def __len__(self) -> int:
         return len(self.calls)
@@ -60,6 +63,7 @@ class KnownCalls:
     def watchers(self) -> Mapping[str, Callable[[Event], None]]:
         """What the node's event path calls, by event name, to keep this table."""
         found: dict[str, Callable[[Event], None]] = dict.fromkeys(_ALIVE, self._lives)
+        found["CHANNEL_CREATE"] = self._begins
         # A call that is hung up has told its end, whatever comes after it.
         found |= {"CHANNEL_HANGUP_COMPLETE": self._ends, "CHANNEL_DESTROY": self._ends, "CHANNEL_UUID": self._renamed}
         return found
@@ -100,6 +104,7 @@ class KnownCalls:
         for uuid in uuids:
             if self.calls.pop(uuid, None) is not None:
                 self.version += 1
+            self.doubtful.discard(uuid)
 
     def clear(self) -> None:
         """Forget everything: from now on nothing is heard of the node."""
@@ -131,6 +136,11 @@ class KnownCalls:
         }
         return Event.parse(_encode_json(headers))
 
+    def _begins(self, event: Event) -> None:
+        if not event.injected:
+            self._ended.pop(event.unique_id)  # a uuid that callers choose (origination_uuid) may come again
+            self._lives(event)
+
     def _lives(self, event: Event) -> None:
         uuid = event.unique_id
         if not uuid or uuid in self.calls or uuid in self._ended or event.injected:
@@ -153,13 +163,12 @@ class KnownCalls:
         self.calls[uuid] = call
         self.version += 1
         if len(self.calls) > LIMIT:
-            del self.calls[next(iter(self.calls))]
+            oldest = next(iter(self.calls))
+            del self.calls[oldest]
+            self.doubtful.discard(oldest)
 
     def _forget(self, uuid: str) -> None:
         if self.calls.pop(uuid, None) is not None:
             self.version += 1
         self.doubtful.discard(uuid)
-        self._ended.pop(uuid, None)
-        self._ended[uuid] = None
-        if len(self._ended) > LIMIT:
-            del self._ended[next(iter(self._ended))]
+        self._ended.put(uuid, None)

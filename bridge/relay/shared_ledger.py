@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -19,6 +18,7 @@ from bridge.bus.records import Record, Records
 from bridge.errors import BusError, BusRefused, MessageTooLarge
 from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay import record
+from bridge.relay.lately import Lately
 from bridge.relay.ledger import Answer, Verdict
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,8 @@ class SharedLedger:
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Running] = {}
         self._leftovers: dict[str, bytes] = {}  # markers in doubt, of commands that did not run
-        self._unknown: OrderedDict[str, tuple[bytes, Record]] = OrderedDict()  # kept, and may still become known
+        # Kept, and may still become known, as long as the broker has them.
+        self._unknown = Lately[tuple[bytes, Record]](window, _MAX_UNKNOWN)
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
@@ -207,7 +208,7 @@ class SharedLedger:
         def swapped(written: bool, found: Record | None, error: BusError | None) -> None:
             if written:
                 if reply.executed is Executed.UNKNOWN and found is not None:
-                    self._note_unknown(key, running.content, found)
+                    self._unknown.put(key, (running.content, found))
                 self._kept(key, running, reply, stored, told)
             elif error is not None:
                 if isinstance(error, BusRefused) and refusals + 1 >= _REFUSALS:
@@ -279,7 +280,7 @@ class SharedLedger:
 
     def replace(self, key: str, reply: CommandReply) -> None:
         """See ``Ledger.replace``."""
-        noted = self._unknown.pop(key, None)
+        noted = self._unknown.pop(key)
         if noted is None or key in self._running:
             return
         content, found = noted
@@ -289,20 +290,15 @@ class SharedLedger:
 
         def swapped(written: bool, now: Record | None, error: BusError | None) -> None:
             if error is not None and not isinstance(error, BusRefused):
-                self._unknown[key] = noted
+                self._unknown.put(key, noted)
                 self._loop.call_later(_RETRY, self.replace, key, reply)
             elif written and reply.executed is Executed.UNKNOWN and now is not None:
-                self._note_unknown(key, content, now)
+                self._unknown.put(key, (content, now))
 
         try:
             self._records.swap(key, record.kept(content, reply), found, self._window, swapped)
         except MessageTooLarge:
             return
-
-    def _note_unknown(self, key: str, content: bytes, found: Record) -> None:
-        self._unknown[key] = (content, found)
-        if len(self._unknown) > _MAX_UNKNOWN:
-            self._unknown.popitem(last=False)
 
     # --- upkeep -------------------------------------------------------------------------------------
 

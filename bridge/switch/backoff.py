@@ -44,6 +44,7 @@ LINK_SPANS: Final[Mapping[str, Span]] = {
 POOL_SPANS: Final[Mapping[str, Span]] = {
     # Callers wait for these: short, and while one runs they are told at once.
     "eof": Span(0.1, 2.0),
+    "disconnect": Span(0.1, 2.0),
     "refused": Span(0.2, 2.0),
     "timeout": Span(0.5, 5.0),
     "protocol_error": Span(0.5, 10.0),

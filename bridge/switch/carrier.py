@@ -18,6 +18,7 @@ from bridge.esl.event import Event
 from bridge.esl.pending import PendingReply
 from bridge.esl.replies import Reply
 from bridge.switch.connection import Connection
+from bridge.switch.deadlines import Deadline
 from bridge.switch.jobs import Origin
 from bridge.switch.submission import Execute, Need, Submission
 
@@ -79,6 +80,7 @@ class Carrier:
         self.fruitful = False
         """Whether it ever answered anything."""
         self.used_at = 0.0
+        self.idle_check: Deadline | None = None
         self.born_at = 0.0
         self.core_uuid = ""
         self.adopted: set[Origin] = set()
@@ -205,11 +207,13 @@ class Carrier:
         """Hand replies and results to their commands."""
         now = self.pool.time()
         self.used_at = now
-        self.fruitful = True
         for one in occurrences:
             if type(one) is esl.ReplyReceived:
                 self.unanswered -= 1
                 self.progress_at = now
+                if not self.fruitful:
+                    self.fruitful = True
+                    self.pool.answered()
                 pending = one.pending
                 token = pending.token
                 if type(token) is Step:

@@ -28,6 +28,7 @@ HUNG_AFTER: Final = 0.1
 _NOTHING = Need.NOTHING
 _SLOW_AFTER = 0.03  # s; a second connection is opened then. FreeSWITCH looks at an idle connection every 20 ms.
 _YOUNG = 1.0  # s; after a connection that died younger the next attempt waits
+_PATIENCE = 2  # so many connections in a row that ended without an answer end the hope of those who wait
 
 
 class Carriers:
@@ -52,6 +53,7 @@ class Carriers:
         self.retry_at = 0.0
         """No attempt before this instant (loop time)."""
         self.last_error: EslError | None = None
+        """Why there is no hope for a connection; None while there is some."""
         self.unwanted: EslError | None = None
         """Set when the pool is closed."""
         self._pool = pool
@@ -61,6 +63,7 @@ class Carriers:
         self.max_pipelined = max_pipelined
         self._backoff = backoff
         self._tls = tls
+        self._in_vain = 0
         self._wanted: set[Need] = set()
         self._retry: asyncio.TimerHandle | None = None
 
@@ -121,10 +124,15 @@ class Carriers:
     def forgive(self) -> None:
         """Forget the back-off: the node is known to be reachable."""
         self.retry_at = 0.0
-        self.last_error = None
+        self.answered()
         if self._retry is not None:
             self._retry.cancel()
             self._wake()
+
+    def answered(self) -> None:
+        """A connection answered its first command: the node works."""
+        self.last_error = None
+        self._in_vain = 0
 
     def not_wanted(self, need: Need) -> None:
         """FreeSWITCH refuses it: new connections do not ask for it until somebody wants it again."""
@@ -171,16 +179,25 @@ class Carriers:
         self.last_error = None
         for need in self._wanted:
             carrier.prepare(need)
-        pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
+        carrier.idle_check = pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
         self.place_orphans()
         pool.advance(now)
 
     def _failed(self, error: EslError) -> None:
-        self.last_error = error
-        self.retry_at = self._pool.time() + self._backoff.delay(failure_class(error))
-        if not self.ready:
-            self._pool.fail_waiting(error)
+        now = self._pool.time()
+        failure = failure_class(error)
+        self.retry_at = now + self._backoff.delay(failure)
+        self._was_in_vain(error, sure=failure != CloseReason.EOF)
+        if not self.ready and self.last_error is not None:
+            self._pool.fail_waiting(self.last_error)
         self.place_orphans()
+        self._pool.advance(now)
+
+    def _was_in_vain(self, error: EslError, *, sure: bool) -> None:
+        # One connection that was cut says little of the node, so another decides; where nobody listens, none is needed.
+        self._in_vain += 1
+        if sure or self._in_vain >= _PATIENCE:
+            self.last_error = error
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
@@ -211,22 +228,24 @@ class Carriers:
             connection.close()
         else:
             again = max(idle_at, now + self.idle_timeout / 4)
-            pool.deadlines.add(again, functools.partial(self._check_idle, carrier))
+            carrier.idle_check = pool.deadlines.add(again, functools.partial(self._check_idle, carrier))
 
     def lost(self, carrier: Carrier, error: EslError, reason: CloseReason) -> None:
         """A connection ended; jobs that FreeSWITCH took on it wait for another one."""
         for carriers in (self.ready, self.parked):
             if carrier in carriers:
                 carriers.remove(carrier)
+        if carrier.idle_check is not None:
+            carrier.idle_check.cancel()  # it would keep the connection until then
         now = self._pool.time()
         if reason is not CloseReason.LOCAL:
             if now - carrier.born_at >= _YOUNG:
                 self._backoff.reset()
             else:
-                # No storm of connections; but only one that never answered means that there is no hope.
+                # No storm of connections; but only those that never answered mean that there is no hope.
                 self.retry_at = max(self.retry_at, now + self._backoff.delay(reason))
                 if not carrier.fruitful:
-                    self.last_error = error
+                    self._was_in_vain(error, sure=reason is CloseReason.SHUTDOWN)
         if self.unwanted is None:
             self._pool.jobs.orphan(carrier.origins)
             self.place_orphans()

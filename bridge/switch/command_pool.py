@@ -14,6 +14,7 @@ from collections.abc import Callable
 from bridge.errors import ConnectionLost, EslError, NotConnected, PoolBusy
 from bridge.esl import commands
 from bridge.esl.ending import CloseReason
+from bridge.esl.event import Event
 from bridge.esl.replies import Reply
 from bridge.esl.url import EslUrl
 from bridge.switch.backoff import POOL_SPANS, Backoff
@@ -170,6 +171,11 @@ class CommandPool:
         self.core_uuid_told(core_uuid)
         self._carriers.place_orphans()
 
+    def job_ended(self, event: Event) -> None:
+        """A BACKGROUND_JOB that the event link got: the job's own connection may be gone, and its copy with it."""
+        if not event.injected:
+            self.jobs.complete_unheard(event.envelope.job_uuid, event, self.time())
+
     def reconfigure(
         self,
         *,
@@ -265,6 +271,10 @@ class CommandPool:
             refusal = carriers.refusal(Need.NOTHING, now)
             if refusal is not None:
                 self.fail_waiting(refusal)
+
+    def answered(self) -> None:
+        """A new carrier answered for the first time."""
+        self._carriers.answered()
 
     def carrier_lost(self, carrier: Carrier, error: EslError, reason: CloseReason) -> None:
         """A connection ended; its commands are told next."""

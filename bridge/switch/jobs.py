@@ -28,6 +28,11 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def given_up(self) -> int:
+        """How many are remembered for a late result only."""
+        return self._table.tombstones
+
     def register(self, job: Job) -> None:
         """Expect a result; to be called before the command is written. Raises LimitExceeded."""
         self._table.register(job.key, job)
@@ -38,9 +43,9 @@ class Jobs:
         self._table.forget(key)
         self._running.pop(key, None)
 
-    def give_up(self, key: str) -> None:
+    def give_up(self, key: str, now: float) -> None:
         """Nobody waits any more; a result is late."""
-        self._table.abandon(key)
+        self._table.abandon(key, now)
         self._running.pop(key, None)
 
     def complete(self, key: str, event: Event, now: float) -> None:
@@ -49,6 +54,15 @@ class Jobs:
         if isinstance(token, Job):
             self._running.pop(key, None)
             token.completed(event, now)
+
+    def complete_unheard(self, key: str, event: Event, now: float) -> None:
+        """The same for a result that came over a connection that carries no commands.
+
+        It may overtake what the job's own connection says, so nothing is taken before FreeSWITCH took the job there.
+        """
+        job = self._running.get(key)
+        if job is None or job.accepted:
+            self.complete(key, event, now)
 
     def began(self, key: str) -> None:
         """An application began that is waited for."""
@@ -98,6 +112,9 @@ class Jobs:
         for job in list(self._running.values()):
             if job.accepted and job.core_uuid and job.core_uuid != core_uuid:
                 job.abandoned(error)
+        self._table.forget_abandoned(
+            lambda job: isinstance(job, Job) and bool(job.core_uuid) and job.core_uuid != core_uuid
+        )
 
     def end(self, error: EslError) -> None:
         """No result can come any more, for any job."""

@@ -167,10 +167,11 @@ class Submission:
 
     def _give_up(self, outcome: Outcome) -> None:
         if self.key:
-            self.pool.jobs.give_up(self.key)  # a tombstone: its result may still come
+            self.pool.jobs.give_up(self.key, self.pool.time())  # a tombstone: its result may still come
         self._disarm()
         self.state = _GIVEN_UP
         self.pool.settled(self)
+        self.carrier = None  # a tombstone outlives connections, and keeps none of them
         self.pool.tell(self, outcome)
 
     def _abandon(self) -> None:

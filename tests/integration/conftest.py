@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ class House:
 
     async def client(self, **options: Any) -> Bridge:
         return await self._stack.enter_async_context(Bridge(self.broker.url, **options))
+
+
+@asynccontextmanager
+async def working(house: House, *nodes: dict[str, Any]) -> AsyncIterator[Worker]:
+    """A worker with these ``[[node]]`` tables."""
+    values = house.settings().model_dump(by_alias=True, mode="python", include={"worker"})
+    settings = Settings.model_validate(
+        {"worker": values["worker"], "bus": {"url": house.broker.url}, "http": {"listen": ""}, "node": list(nodes)}
+    )
+    worker = Worker(settings)
+    await worker.start()
+    try:
+        yield worker
+    finally:
+        await worker.stop()
 
 
 @pytest.fixture(params=["nats", "redis"])

@@ -14,7 +14,7 @@ from bridge.relay.policy.defaults import DEFAULT_DENY
 from bridge.relay.policy.patterns import Act, Pattern
 from bridge.relay.policy.text import Unreadable
 
-_CACHE_LIMIT = 4096
+_CACHE_LIMIT = 1024
 _CACHED_LENGTH = 1024
 
 

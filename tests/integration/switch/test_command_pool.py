@@ -478,12 +478,14 @@ async def test_a_restart_ends_the_jobs(
     pool = make_pool(switch.url)
     accepted: list[str] = []
     pool.submit_job("msleep 60000", answers.take("job"), deadline=soon(3600), on_accepted=accepted.append)
-    await until(lambda: accepted)
+    pool.submit_job("msleep 60001", answers.take("given up"), deadline=soon(0.2))
+    await until(lambda: accepted and "given up" in answers)
+    assert (answers["given up"].status, pool.jobs.given_up) == ("timeout", 1)
     await switch.restart()
     await until(lambda: "job" in answers)
     assert answers["job"].status == "lost"
     assert "restarted" in str(answers["job"].error)
-    assert pool.in_flight == 0
+    assert (pool.in_flight, pool.jobs.given_up) == (0, 0)
 
 
 async def test_a_job_whose_connection_is_never_replaced_is_lost_at_its_deadline(

@@ -58,6 +58,24 @@ def test_job_table_is_bounded():
         jobs.register("c", 3)
 
 
+def test_an_abandoned_job_is_forgotten_after_its_time():
+    jobs = JobTable(late_for=100)
+    for now in range(1000):
+        jobs.register(str(now), now)
+        jobs.abandon(str(now), now)
+    assert jobs.tombstones == 101
+    assert (jobs.take_abandoned("898"), jobs.take_abandoned("899")) == (None, 899)
+
+
+def test_abandoned_jobs_without_hope_are_forgotten():
+    jobs = JobTable()
+    for n in range(4):
+        jobs.register(str(n), n)
+        jobs.abandon(str(n))
+    jobs.forget_abandoned(lambda token: token % 2 == 0)
+    assert [jobs.take_abandoned(str(n)) for n in range(4)] == [None, 1, None, 3]
+
+
 def test_a_job_uuid_is_registered_once():
     jobs = JobTable()
     jobs.register("a", 1)

@@ -30,6 +30,45 @@ def test_a_call_that_changes_its_uuid() -> None:
     assert (calls.node_of("old"), calls.node_of("new")) == (None, "fs1")
 
 
+def test_a_late_word_of_a_call_that_ended_does_not_bring_it_back() -> None:
+    calls = CallTable()
+    heard = calls.watchers("fs1")
+    heard["CHANNEL_CREATE"](event("CHANNEL_CREATE", "a"))
+    heard["CHANNEL_HANGUP_COMPLETE"](event("CHANNEL_HANGUP_COMPLETE", "a"))
+    heard["CHANNEL_BRIDGE"](event("CHANNEL_BRIDGE", "a"))
+    assert calls.node_of("a") is None
+    assert len(calls) == 0
+    calls.watchers("fs2")["CHANNEL_ANSWER"](event("CHANNEL_ANSWER", "a"))  # it moved there
+    assert calls.node_of("a") == "fs2"
+    heard["CHANNEL_CREATE"](event("CHANNEL_CREATE", "b"))
+    heard["CHANNEL_UUID"](event("CHANNEL_UUID", "c", **{"Old-Unique-ID": "b"}))
+    heard["CHANNEL_ANSWER"](event("CHANNEL_ANSWER", "b"))
+    assert (calls.node_of("b"), calls.node_of("c")) == (None, "fs1")
+
+
+def test_a_uuid_that_callers_chose_may_come_again() -> None:
+    calls = CallTable()
+    heard = calls.watchers("fs1")
+    for name in ("CHANNEL_CREATE", "CHANNEL_DESTROY", "CHANNEL_CREATE"):
+        heard[name](event(name, "a"))
+    assert calls.node_of("a") == "fs1"
+
+
+def test_what_a_node_answered_is_believed_for_a_while() -> None:
+    """Nothing tells of the end of a call whose node's events another worker gets."""
+    now = [0.0]
+    calls = CallTable(clock=lambda: now[0])
+    calls.note_unknown("a")
+    calls.note_found("a", "fs9")
+    assert (calls.node_of("a"), calls.is_unknown("a")) == ("fs9", False)
+    now[0] = 60.0
+    assert calls.node_of("a") is None
+    for number in range(1000):
+        now[0] += 1
+        calls.note_found(str(number), "fs9")
+    assert len(calls._found) <= 60
+
+
 def test_made_up_events_teach_nothing() -> None:
     calls = CallTable()
     calls.watchers("fs1")["CHANNEL_CREATE"](event("CHANNEL_CREATE", "x", Command="sendevent CHANNEL_CREATE"))

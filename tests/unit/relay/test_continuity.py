@@ -16,7 +16,7 @@ from bridge.messages.notice import MAX_SNAPSHOT_PART, decode_notice
 from bridge.relay import continuity
 from bridge.relay.call_table import CallTable
 from bridge.relay.continuity import Continuity, read_channels, split_rows
-from bridge.relay.known_calls import KnownCalls
+from bridge.relay.known_calls import ENDED_FOR, KnownCalls
 from bridge.relay.notices import NoticeBoard
 
 
@@ -42,6 +42,32 @@ def test_a_call_is_known_from_its_beginning_to_its_end() -> None:
     # Late words of a call that has ended do not bring it back.
     hear(known, event("CHANNEL_ANSWER", "a"))
     assert set(known.calls) == {"b"}
+
+
+def test_a_uuid_that_callers_chose_may_come_again() -> None:
+    known = KnownCalls()
+    hear(known, event("CHANNEL_CREATE", "a"), event("CHANNEL_DESTROY", "a"), event("CHANNEL_CREATE", "a"))
+    assert set(known.calls) == {"a"}
+
+
+def test_what_is_kept_of_ended_calls_leaves_after_its_time() -> None:
+    now = [0.0]
+    known = KnownCalls(clock=lambda: now[0])
+    for number in range(3000):
+        now[0] += 1
+        hear(known, event("CHANNEL_CREATE", str(number)), event("CHANNEL_DESTROY", str(number)))
+    assert not known.calls
+    assert len(known._ended) <= ENDED_FOR
+    hear(known, event("CHANNEL_ANSWER", "2999"))
+    assert not known.calls
+
+
+def test_a_call_that_is_dropped_is_doubted_no_more() -> None:
+    known = KnownCalls()
+    hear(known, event("CHANNEL_CREATE", "a"), event("CHANNEL_CREATE", "b"))
+    known.doubt()
+    known.drop(["a"])
+    assert known.doubtful == {"b"}
 
 
 def test_an_injected_event_begins_and_ends_nothing() -> None:
@@ -89,6 +115,16 @@ def test_only_calls_of_before_the_link_are_doubted() -> None:
     known.doubt()
     hear(known, event("CHANNEL_CREATE", "new"))
     assert known.doubtful == {"old"}
+
+
+def test_nothing_is_kept_of_a_node_that_is_not_listened_to_any_more() -> None:
+    known, table = KnownCalls(), CallTable()
+    for one in (event("CHANNEL_CREATE", "a"), event("CHANNEL_CREATE", "b")):
+        known.watchers()[one.name](one)
+        table.watchers("fs1")[one.name](one)
+    table.learn("c", "fs2")
+    Continuity("fs1", Pool(), known, table, None, print).forget()  # type: ignore[arg-type]
+    assert (len(known), list(table._nodes)) == (0, ["c"])
 
 
 class Pool:

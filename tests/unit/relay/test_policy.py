@@ -381,7 +381,7 @@ def test_a_verdict_is_kept_and_the_memory_for_verdicts_is_bounded() -> None:
     for number in range(5000):
         assert policy.check(api(f"uuid_kill {number}")) is None
         assert policy.check(api(f"system {number}")) is not None
-    assert len(policy._cache) <= 4096
+    assert len(policy._cache) <= 1024
     assert policy.check(api("status " + "x" * 5000)) is None
     assert not any(len(key[1]) > 1024 for key in policy._cache)
 

@@ -279,6 +279,17 @@ async def test_a_late_answer_replaces_an_unknown_outcome_only(world: World) -> N
     await until(lambda: world.broker.shelf.get("b") is None)
 
 
+async def test_unknown_outcomes_leave_with_the_window(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = await world.worker("one", window=60)
+    now = [0.0]
+    monkeypatch.setattr(one._unknown, "_clock", lambda: now[0])
+    for number in range(300):
+        assert await Told(one, str(number)).verdict() is Verdict.NEW
+        await keep(one, LOST, str(number))
+        now[0] += 1
+    assert len(one._unknown) <= 61
+
+
 async def test_a_result_too_large_to_be_kept_is_kept_without_it(world: World) -> None:
     one, two = await world.worker("one"), await world.worker("two")
     assert await Told(one).verdict() is Verdict.NEW

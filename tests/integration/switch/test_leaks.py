@@ -1,0 +1,80 @@
+"""What a long life leaves behind: after hundreds of cuts, jobs and commands given up, nothing of them is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bridge.esl import commands
+from bridge.esl.protocol import Protocol
+from bridge.simulator import SimulatedSwitch
+from bridge.switch.carrier import Carrier
+from bridge.switch.command_pool import CommandPool
+from bridge.switch.connection import Connection
+from bridge.switch.deadlines import Deadline
+from bridge.switch.event_link import EventLink
+from bridge.switch.event_session import EventSession
+from bridge.switch.submission import Submission
+
+MakePool = Callable[..., CommandPool]
+MakeLink = Callable[..., EventLink]
+Until = Callable[[Callable[[], Any]], Awaitable[None]]
+CUTS = 150
+KINDS = (Carrier, Connection, EventSession, Protocol, Submission, Deadline)
+
+
+def alive() -> Counter[str]:
+    """How many of our things there are, tasks and open files included."""
+    gc.collect()
+    found = Counter({kind.__name__: 0 for kind in KINDS})
+    for one in gc.get_objects():
+        for kind in KINDS:
+            if isinstance(one, kind):
+                found[kind.__name__] += 1
+    found["tasks"] = sum(task.get_name().startswith("esl-") for task in asyncio.all_tasks())  # not the simulator's
+    found["files"] = len(os.listdir("/proc/self/fd"))
+    return found
+
+
+async def test_hundreds_of_cuts_leave_nothing_behind(
+    switch: SimulatedSwitch, make_link: MakeLink, make_pool: MakePool, recorder: Any, until: Until
+) -> None:
+    link, pool = make_link(switch.url), make_pool(switch.url, idle_timeout=3600.0)
+    loop = asyncio.get_running_loop()
+    told: Counter[str] = Counter()
+
+    async def live(cuts: int) -> None:
+        for number in range(cuts):
+            await until(lambda: link.connected)
+            asked, before = told.total(), recorder.states().count("DOWN")
+
+            def note(outcome: Any) -> None:
+                told["late" if outcome.late else outcome.status] += not outcome.late
+
+            pool.submit(commands.api(f"echo {number}"), note, deadline=loop.time() + 3600)
+            pool.submit(commands.api("status"), note, deadline=loop.time() + 0.001)
+            pool.submit_job("msleep 1", note, deadline=loop.time() + 0.2)
+            pool.submit_job("msleep 60000", note, deadline=loop.time() + 0.05)
+            await until(lambda asked=asked: told.total() >= asked + 3)  # type: ignore[misc]
+            switch.drop_connections()
+            await until(lambda asked=asked: told.total() == asked + 4)  # type: ignore[misc]
+            await until(lambda before=before: recorder.states().count("DOWN") > before)  # type: ignore[misc]
+        recorder.changes.clear()
+
+    await live(5)
+    await until(lambda: link.connected and pool.connections == 0)
+    first = alive()
+    await live(CUTS)
+    await until(lambda: link.connected and pool.connections == 0)
+    last = alive()
+    assert pool.waiting == pool.in_flight == len(pool.jobs) == 0
+    await until(lambda: not pool.jobs.orphans)
+    # The tombstones of jobs that may still tell their result: bounded, and no connection with them.
+    assert last["Submission"] - first["Submission"] <= CUTS + 5
+    for kind in ("Carrier", "Connection", "EventSession", "Protocol", "tasks", "files"):
+        assert last[kind] <= first[kind] + 3, (kind, first, last)
+    assert last["Deadline"] <= first["Deadline"] + 200  # cancelled ones leave when they are the most
