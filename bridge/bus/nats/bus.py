@@ -243,7 +243,12 @@ class NatsBus(JetStream):
         return _TopicSubscription(self._keeper, listener)
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """See ``Bus``. Raises ``BusRefused`` when a JetStream stream captures the queue's subject.
 

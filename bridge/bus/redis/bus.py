@@ -29,6 +29,7 @@ from bridge.bus.redis.servers import servers_for
 from bridge.bus.redis.storage import RedisStorage
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
+from bridge.bus.redis.watch import Share, Watch
 from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
@@ -109,6 +110,7 @@ class RedisBus:
         self.storage = RedisStorage(self._writers)
         self.records = RedisRecords(self._writers)
         self.roll_call = ""
+        self._watch = Watch(self._link(b""), self._cannot_watch)
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
         self._topics.on_problem = lambda text: self.on_problem(text)
@@ -181,6 +183,7 @@ class RedisBus:
         await self._writers.settle(_SETTLE)
         for consumer in self._consumers:
             await consumer.disconnect()
+        await self._watch.close()
         await self._lanes.close()
         await self._topics_link.close()
         for link in self._streams.values():
@@ -215,17 +218,25 @@ class RedisBus:
     # --- queues ------------------------------------------------------------------------------------------
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """See ``Bus.consume``. Raises ``BusRefused`` where the key is of another type, or forbidden."""
         if self._writers.connected:
             await self._check_queue(queue.encode())
+        own = functools.partial(self._link, queue.encode())
+        # The queues of a Cluster lie on several servers.
+        share = one_of_many and not self._servers.many
         kind = ListQueue if self._queue_type == "list" else StreamQueue
         consumer: Pull = kind(
             queue,
             handler,
             room,
-            link=self._link(queue.encode()),
+            link=Share(self._watch, queue.encode(), own) if share else own(),
             answers=self._answers,
             worker=self._worker,
             claim_after=self._claim_after,
@@ -305,6 +316,9 @@ class RedisBus:
         return self._lanes.new_address()
 
     # --- connections -------------------------------------------------------------------------------------
+
+    def _cannot_watch(self, reason: str) -> None:
+        log.info("each queue has a connection of its own", reason=reason)
 
     def _link(self, key: bytes) -> Link:
         return Link(functools.partial(self._servers.open, key), pulse=self._pulse, patience=self._silence)
