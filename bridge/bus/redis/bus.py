@@ -26,6 +26,7 @@ from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.records import RedisRecords
 from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
+from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.storage import RedisStorage
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
@@ -86,6 +87,7 @@ class RedisBus:
         self._silence = silence
         self._servers = servers_for(self._url, options)
         self._consumers: list[Pull] = []
+        self._sharing = Sharing()
         self._started = False
         self._state = BusState(False, "not connected yet")
         self._changed = asyncio.Event()
@@ -107,7 +109,9 @@ class RedisBus:
         self._answers = Answers(
             self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=lambda text: self.on_problem(text)
         )
-        self.storage = RedisStorage(self._writers)
+        # A lease that waits behind megabytes of replies is lost: the storage has a connection of its own, once asked.
+        self._storage_writers = Writers(self._servers, pulse=pulse, patience=silence)
+        self.storage = RedisStorage(self._storage_writers)
         self.records = RedisRecords(self._writers)
         self.roll_call = ""
         self._watch = Watch(self._link(b""), self._cannot_watch)
@@ -188,6 +192,7 @@ class RedisBus:
         await self._topics_link.close()
         for link in self._streams.values():
             await link.close()
+        await self._storage_writers.close()
         await self._writers.close()
         await self._events.close()
 
@@ -240,7 +245,7 @@ class RedisBus:
             answers=self._answers,
             worker=self._worker,
             claim_after=self._claim_after,
-            peers=self._consumers,
+            sharing=self._sharing,
         )
         self._consumers.append(consumer)
         consumer.start()

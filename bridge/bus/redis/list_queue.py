@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, command
 
@@ -109,9 +110,9 @@ class ListQueue(Pull):
         answers: Answers,
         worker: str,
         claim_after: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self._prefix = b"{%b}." % self.key

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
+from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import ELSEWHERE, REFUSALS, Reply, ReplyError, command
 from bridge.errors import BusUnavailable
 
 _PAUSE = 0.05  # s; before asking again when a server does not wait as it was asked to, or refuses
 _ASIDE = 2.0  # s; before a queue that cannot be read is asked again, where others share its connection
-_UNKNOWN_ROOM = 256
 
 
 class Pull(ABC):
@@ -35,20 +35,20 @@ class Pull(ABC):
         link: Link | Share,
         answers: Answers,
         block: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
         self.name = name
         self.key = name.encode()
         self._handler = handler
-        self._room = room
+        self.room = room
         self._link = link
         self.answers = answers
         self._block = block
-        self._peers = peers
-        """Those that may draw on the same room."""
+        self._sharing = sharing
         self.promised = 0
         """How many entries the question that is asked may bring."""
-        self._short = False  # others ask for all the room
+        self.short = False
+        """Whether others ask for all the room."""
         self._asked_at: float | None = None
         self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
@@ -95,6 +95,7 @@ class Pull(ABC):
 
     def start(self) -> None:
         """Begin to consume."""
+        self._sharing.join(self)
         self._link.start()
         self._keep_up()
 
@@ -106,7 +107,7 @@ class Pull(ABC):
     @property
     def asleep(self) -> bool:
         """Whether there is nothing to ask before the server tells of a change."""
-        return self._link.waits_for_ring and not self._perhaps
+        return self._link.waits_for_ring and not self._perhaps and self._asked_at is None
 
     async def drain(self, grace: float) -> None:
         """See ``Consumer.drain``."""
@@ -129,6 +130,7 @@ class Pull(ABC):
             # A read that nobody waits for any more must not take an entry, or at least not after we looked for it.
             self._link.fail(BusUnavailable(f"{self.name}: a read was not answered in time"))
         await self._link.close()
+        self._sharing.leave(self)
         self._free_promise()
         if unanswered:
             self.give_back()
@@ -136,6 +138,7 @@ class Pull(ABC):
     def close(self) -> None:
         """End the upkeep: what is still in hand will be claimed by others."""
         self.stopping = True
+        self._sharing.leave(self)
         for timer in (self._upkeep, self._pause):
             if timer is not None:
                 timer.cancel()
@@ -147,34 +150,12 @@ class Pull(ABC):
 
     def room_left(self) -> int:
         """How many entries may be taken now; what others ask for already is theirs."""
-        if self._room is None:
-            return _UNKNOWN_ROOM
-        return max(0, self._room() - sum([one.promised for one in self._peers if one is not self]))
-
-    def _share(self) -> int:
-        """How many to ask for: what is left, divided with those who do not ask yet.
-
-        One where all that is left was asked for by others, whose queues may be idle for long; but together no more
-        than one each above the room.
-        """
-        if self._room is None:
-            return _UNKNOWN_ROOM
-        room = self._room()
-        others = [one for one in self._peers if one is not self]
-        left = room - sum([one.promised for one in others])
-        if left > 0:
-            askers = sum([not (one.promised or one.stopping or one.asleep) for one in others])
-            return max(1, left // (1 + askers))
-        self._short = room > 0 and -left > len(others)
-        return 1 if room > 0 and not self._short else 0
+        return self._sharing.left(self)
 
     def _free_promise(self) -> None:
         """Our question is answered; what it did not bring may be another's."""
         self.promised = 0
-        for one in self._peers:
-            if one._short:
-                one._short = False
-                asyncio.get_running_loop().call_soon(one.resume)
+        self._sharing.freed()
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""
@@ -189,11 +170,13 @@ class Pull(ABC):
 
     def _rung(self) -> None:
         self._perhaps = True
+        self._sharing.join(self)
         self.resume()
 
     def _up(self) -> None:
         self._asked_at = None
         self._perhaps = True
+        self._sharing.join(self)
         self._free_promise()
         if not self.stopping:
             self.prepare()
@@ -208,7 +191,7 @@ class Pull(ABC):
         self._pause = None
         if self.stopping or self._asked_at is not None or self.asleep or not self._link.connected:
             return
-        room = self._share()
+        room = self._sharing.share(self)
         if room > 0:
             self._asked_at = asyncio.get_running_loop().time()
             self.promised = room
@@ -232,6 +215,8 @@ class Pull(ABC):
             self._pause = loop.call_later(_PAUSE, self._go_on)
         if self.stopping:
             self._quiet.set()
+        elif self.asleep:
+            self._sharing.leave(self)
         elif self._pause is None:
             self._go_on()
 
@@ -261,7 +246,7 @@ class Pull(ABC):
         if not self.stopping or not self.idle:
             self._upkeep = asyncio.get_running_loop().call_later(self.upkeep_interval, self._keep_up)
             self.upkeep()
-            if self._link.waits_for_ring:
+            if self._link.waits_for_ring and not self.stopping:
                 self._rung()  # a server that was replaced behind our back tells nothing
 
 

@@ -6,12 +6,13 @@ This room never decodes a request.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, command
 
@@ -116,9 +117,9 @@ class StreamQueue(Pull):
         answers: Answers,
         worker: str,
         claim_after: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}

@@ -210,3 +210,26 @@ async def test_who_has_nothing_to_read_asks_nothing(
         await eventually(lambda: lines[0].came == [1])
         most = 12 if kind == "list" else 6
         assert (await client.info("commandstats"))[asked]["calls"] - before <= most
+
+
+async def test_a_small_room_of_its_own_is_no_reason_to_wait_for_those_with_a_large_one(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: Any,
+    lines: list[Line],
+    eventually: Eventually,
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The shared queue's question may bring more than a node's line takes, and waits for long."""
+    for module in ("stream_queue", "list_queue"):
+        monkeypatch.setattr(f"bridge.bus.redis.{module}._BLOCK", 120)
+    bus = await open_redis(valkey_server.url, queue_type=kind)
+    shared, node, other = lines[:3]
+    shared.consumer = await bus.consume(shared.name, shared.take, room=lambda: 512)
+    await eventually(lambda: shared.consumer.promised)
+    for line in (node, other):
+        line.room = 4
+        await line.open(bus)
+        await line.put(1)
+    await eventually(lambda: node.came == other.came == [1])
