@@ -154,7 +154,7 @@ class ListQueue(Pull):
         if self._more:
             count = min(self._more, room)
             return Operation(command(b"LMOVE", self.key, self.processing, b"RIGHT", b"LEFT") * count, count, self.more)
-        self.promised = 1
+        self.promise_only(1)
         asking = command(b"BLMOVE", self.key, self.processing, b"RIGHT", b"LEFT", b"%d" % _BLOCK)
         return Operation(asking, 1, self.answered, patience=_BLOCK)
 

@@ -45,10 +45,6 @@ class Pull(ABC):
         self.answers = answers
         self._block = block
         self._sharing = sharing
-        self.promised = 0
-        """How many entries the question that is asked may bring."""
-        self.short = False
-        """Whether others ask for all the room."""
         self._asked_at: float | None = None
         self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
@@ -95,7 +91,6 @@ class Pull(ABC):
 
     def start(self) -> None:
         """Begin to consume."""
-        self._sharing.join(self)
         self._link.start()
         self._keep_up()
 
@@ -131,7 +126,6 @@ class Pull(ABC):
             self._link.fail(BusUnavailable(f"{self.name}: a read was not answered in time"))
         await self._link.close()
         self._sharing.leave(self)
-        self._free_promise()
         if unanswered:
             self.give_back()
 
@@ -152,10 +146,14 @@ class Pull(ABC):
         """How many entries may be taken now; what others ask for already is theirs."""
         return self._sharing.left(self)
 
-    def _free_promise(self) -> None:
-        """Our question is answered; what it did not bring may be another's."""
-        self.promised = 0
-        self._sharing.freed()
+    @property
+    def promised(self) -> int:
+        """How many entries the question that is asked may bring."""
+        return self._sharing.promised(self)
+
+    def promise_only(self, entries: int) -> None:
+        """The question that is about to be asked brings no more than so many."""
+        self._sharing.promise(self, entries)
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""
@@ -170,21 +168,21 @@ class Pull(ABC):
 
     def _rung(self) -> None:
         self._perhaps = True
-        self._sharing.join(self)
         self.resume()
 
     def _up(self) -> None:
         self._asked_at = None
         self._perhaps = True
-        self._sharing.join(self)
-        self._free_promise()
+        if not self._link.waits_for_ring:
+            self._sharing.join(self)
+        self._sharing.promise(self, 0)
         if not self.stopping:
             self.prepare()
             self._go_on()
 
     def _down(self, error: Exception) -> None:
         self._asked_at = None
-        self._free_promise()
+        self._sharing.promise(self, 0)
         self._quiet.set()
 
     def _go_on(self) -> None:
@@ -194,14 +192,14 @@ class Pull(ABC):
         room = self._sharing.share(self)
         if room > 0:
             self._asked_at = asyncio.get_running_loop().time()
-            self.promised = room
+            self._sharing.promise(self, room)
             self._perhaps = False
             self._link.say(self.ask(room))
 
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""
         asked_at, self._asked_at = self._asked_at, None
-        self._free_promise()
+        self._sharing.promise(self, 0)
         if error is not None:
             return
         loop = asyncio.get_running_loop()
@@ -215,8 +213,6 @@ class Pull(ABC):
             self._pause = loop.call_later(_PAUSE, self._go_on)
         if self.stopping:
             self._quiet.set()
-        elif self.asleep:
-            self._sharing.leave(self)
         elif self._pause is None:
             self._go_on()
 

@@ -16,10 +16,6 @@ UNKNOWN = 256
 class Asker(Protocol):
     """A consumer that asks for entries."""
 
-    promised: int
-    """How many entries the question that is asked may bring."""
-    short: bool
-    """Whether others ask for all the room."""
     stopping: bool
 
     @property
@@ -31,56 +27,70 @@ class Asker(Protocol):
 
 
 class Sharing:
-    """Those who may ask. A consumer's room is a part of the worker's, which is the largest that any of them tells.
+    """A consumer's room is a part of the worker's, which is the largest that any of them tells.
 
-    All together ask for no more than one each above the worker's room.
+    All together ask for no more than one each above the worker's room. Nothing is set aside for those who ask only
+    when there is something to read, however many they are: they ask one question, and have their answer at once.
     """
 
     def __init__(self) -> None:
-        self._askers: dict[Asker, None] = {}
+        self._waiting: dict[Asker, None] = {}
+        self._promised: dict[Asker, int] = {}
+        self._sum = 0
+        self._short: dict[Asker, None] = {}
 
     def join(self, asker: Asker) -> None:
-        """It asks, or will."""
-        self._askers[asker] = None
+        """Its questions wait at the server: it always asks for something."""
+        self._waiting[asker] = None
 
     def leave(self, asker: Asker) -> None:
-        """It has nothing to ask for, for now."""
-        self._askers.pop(asker, None)
+        """It asks no more."""
+        self._waiting.pop(asker, None)
+        self._short.pop(asker, None)
+        self.promise(asker, 0)
+
+    def promise(self, asker: Asker, entries: int) -> None:
+        """Its question may bring so many; 0: it is answered, and what it did not bring may be another's."""
+        self._sum += entries - self._promised.pop(asker, 0)
+        if entries:
+            self._promised[asker] = entries
+        elif self._short:
+            short, self._short = self._short, {}
+            for one in short:
+                asyncio.get_running_loop().call_soon(one.resume)
+
+    def promised(self, asker: Asker) -> int:
+        """What its question may bring."""
+        return self._promised.get(asker, 0)
 
     def left(self, asker: Asker) -> int:
         """How many entries it may take now; what others ask for already is theirs."""
-        room, whole, promised, _waiting, _others = self._count(asker)
-        return max(0, min(room, whole - promised)) if asker.room is not None else UNKNOWN
+        if asker.room is None:
+            return UNKNOWN
+        room = asker.room()
+        return max(0, min(room, self._whole(room) - self._by_others(asker))) if room > 0 else 0
 
     def share(self, asker: Asker) -> int:
         """How many to ask for: what is left, divided with those who do not ask yet.
 
         One where all that is left was asked for by others, whose queues may be idle for long.
         """
-        room, whole, promised, waiting, others = self._count(asker)
         if asker.room is None:
             return UNKNOWN
-        left = whole - promised
+        room = asker.room()
+        if room <= 0:
+            return 0
+        left = self._whole(room) - self._by_others(asker)
         if left > 0:
-            return min(room, max(1, left // (1 + waiting)))
-        asker.short = room > 0 and -left > others
-        return 1 if room > 0 and not asker.short else 0
+            idle = sum([it is not asker and it not in self._promised and not it.stopping for it in self._waiting])
+            return min(room, max(1, left // (1 + idle)))
+        if -left > len((self._waiting.keys() | self._promised.keys()) - {asker}):
+            self._short[asker] = None
+            return 0
+        return 1
 
-    def freed(self) -> None:
-        """A question was answered; what it did not bring may be another's."""
-        for asker in self._askers:
-            if asker.short:
-                asker.short = False
-                asyncio.get_running_loop().call_soon(asker.resume)
+    def _whole(self, room: int) -> int:
+        return max([room, *(one.room() for one in self._waiting if one.room is not None)])
 
-    def _count(self, asker: Asker) -> tuple[int, int, int, int, int]:
-        room = whole = asker.room() if asker.room is not None else UNKNOWN
-        promised = waiting = others = 0
-        for one in self._askers:
-            if one is not asker:
-                others += 1
-                promised += one.promised
-                waiting += not one.promised and not one.stopping
-                if one.room is not None:
-                    whole = max(whole, one.room())
-        return room, whole, promised, waiting, others
+    def _by_others(self, asker: Asker) -> int:
+        return self._sum - self._promised.get(asker, 0)
