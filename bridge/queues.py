@@ -71,7 +71,9 @@ class Queues:
         """Consume the node's own queues. Raises ``BusError``."""
         await self._chosen.wait()
         room = self._relay.room_in_line
-        return _Several([await self._consume(f"{name}.{node}", lambda: room(node)) for name in self.names])
+        return _Several(
+            [await self._consume(f"{name}.{node}", lambda: room(node), one_of_many=True) for name in self.names]
+        )
 
     def resume(self) -> None:
         """There is room again."""
@@ -87,11 +89,11 @@ class Queues:
         if isinstance(self.ledger, SharedLedger):
             self.ledger.close()
 
-    async def _consume(self, name: str, room: Callable[[], int]) -> Consumer:
+    async def _consume(self, name: str, room: Callable[[], int], *, one_of_many: bool = False) -> Consumer:
         def accept(delivery: Delivery) -> None:
             self._relay.accept(delivery)
 
-        return await self._bus.consume(name, accept, room=room)
+        return await self._bus.consume(name, accept, room=room, one_of_many=one_of_many)
 
     async def _choose_ledger(self) -> None:
         commands = self._commands

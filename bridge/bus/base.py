@@ -211,12 +211,18 @@ class Bus(Protocol):
         """
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """Take requests from a queue shared with the other workers; ``handler`` must not block.
 
         From queues that are pulled no more than ``room()`` entries are taken at a time; when it said 0 the
-        consumer waits for ``Consumer.resume``. Core NATS pushes and does not ask.
+        consumer waits for ``Consumer.resume``. Core NATS pushes and does not ask. ``one_of_many`` queues of this
+        worker, most of them empty, may share a connection where each would else have its own.
         """
 
     def send(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:

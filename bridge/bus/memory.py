@@ -234,7 +234,12 @@ class MemoryBus:
         return _Topic(self.broker, pattern, handler)
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """See ``Bus``; this bus pushes and does not ask for room."""
         return _MemoryConsumer(self.broker, queue, handler)

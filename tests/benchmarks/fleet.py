@@ -39,12 +39,22 @@ class Bench:
         self.client = client
         self.switches: list[SimulatedSwitch] = []
         self.processes: dict[str, asyncio.subprocess.Process] = {}
+        # An installed program is compiled once, not by each worker.
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("ESL_BRIDGE_", "PYTHON"))}
+        self.environment["PYTHONPYCACHEPREFIX"] = str(folder / "compiled")
 
     async def open_nodes(self) -> None:
         for _ in range(self.arguments.nodes):
             switch = SimulatedSwitch(heartbeat_interval=20.0)
             await switch.start()
             self.switches.append(switch)
+
+    async def compile(self) -> None:
+        once = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "import bridge.cli.run, bridge.worker, bridge.bus.nats, bridge.bus.redis",
+            env=self.environment,
+        )  # fmt: skip
+        await once.wait()
 
     async def start(self, id: str) -> None:
         nodes = "\n".join(f'[[node]]\nname = "fs{n}"\nurl = "{it.url}"' for n, it in enumerate(self.switches))
@@ -57,7 +67,7 @@ class Bench:
         with (self.folder / f"{id}.log").open("wb") as log:
             self.processes[id] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "bridge", "run", "-c", str(config),
-                env={k: v for k, v in os.environ.items() if not k.startswith("ESL_BRIDGE_")},
+                env=self.environment,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 
@@ -115,6 +125,7 @@ class Bench:
         count = self.arguments.workers
         ids = [f"w{number}" for number in range(count)]
         say(f"{self.arguments.nodes} nodes, {count} workers, {self.broker.kind}, lease {self.arguments.lease:g} s")
+        await self.compile()
         started = time.monotonic()
         for id in ids:
             await self.start(id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import threading
@@ -27,6 +28,8 @@ class Station:
     """A URL of this kind where nobody listens."""
     options: Mapping[str, Any] = {}
     """What ``open_bus`` gets besides."""
+    one_of_many = False
+    """Whether queues share a connection."""
     forgets_closed_readers = True
     """False where a blocked read of a closed connection still takes an entry (fakeredis)."""
 
@@ -41,6 +44,8 @@ class Station:
         """A bus that is not connected yet."""
         own = {"name": self.prefix, "dead_letters": self.dead, "worker": secrets.token_hex(4)}
         bus = open_bus(url or self.url, **own, **self.options)
+        if self.one_of_many:
+            bus.consume = functools.partial(bus.consume, one_of_many=True)  # type: ignore[method-assign]
         self._buses.append(bus)
         return bus
 
@@ -176,6 +181,19 @@ async def valkey_list_station(request: pytest.FixtureRequest) -> AsyncIterator[S
     yield found
 
 
+async def valkey_shared_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
+    found = RedisStation(request.getfixturevalue("valkey_server").url)
+    found.one_of_many = True
+    yield found
+
+
+async def valkey_list_shared_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
+    found = RedisStation(request.getfixturevalue("valkey_server").url)
+    found.options = {"queue_type": "list"}
+    found.one_of_many = True
+    yield found
+
+
 async def fake_redis_station(request: pytest.FixtureRequest) -> AsyncIterator[Station]:
     with fake_redis() as url:
         found = RedisStation(url)
@@ -196,6 +214,8 @@ STATIONS: dict[str, Stations] = {
     "nats": nats_station,
     "valkey": valkey_station,
     "valkey-list": valkey_list_station,
+    "valkey-shared": valkey_shared_station,
+    "valkey-list-shared": valkey_list_shared_station,
     "fakeredis": fake_redis_station,
 }
 if os.environ.get("ESL_BRIDGE_TEST_NATS_URL"):

@@ -31,10 +31,10 @@ class Shelf:
         bus = await self._station.open()
         storage: Storage = bus.storage
         if isinstance(bus, NatsBus):
-            storage = NatsStorage(bus._keeper, "_INBOX", lambda to, data: bus.send(to, data, ""), prefix=self.names)
+            storage = NatsStorage(bus._storage_keeper, "_INBOX", prefix=self.names)
             self._nats = bus
         elif isinstance(bus, RedisBus):
-            storage = RedisStorage(bus._writers, prefix=self._station.prefix)
+            storage = RedisStorage(bus._storage_writers, prefix=self._station.prefix)
         await storage.open(lease_time)
         return storage
 
@@ -151,8 +151,8 @@ async def test_a_storage_that_lost_its_leases_gives_greater_tokens(shelf: Shelf)
 
 
 async def test_of_many_who_want_a_lease_one_gets_it(shelf: Shelf) -> None:
-    storages = [await shelf.open() for _ in range(5)]
-    answers = await asyncio.gather(*(one.acquire("node.fs1", f"w{n}", TTL) for n, one in enumerate(storages)))
+    storages = [await shelf.open(30.0) for _ in range(5)]
+    answers = await asyncio.gather(*(one.acquire("node.fs1", f"w{n}", 30.0) for n, one in enumerate(storages)))
     assert sum(isinstance(answer, Grant) for answer in answers) == 1
 
 

@@ -84,7 +84,10 @@ class NatsBus(JetStream):
         keeper.on_confirmed = self._confirm
         self._inbox = Inbox(keeper, inbox_prefix)
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
-        self.storage = NatsStorage(keeper, inbox_prefix, lambda to, data: self.send(to, data, ""))
+        # A lease that waits behind megabytes of events is lost: the storage has a connection of its own, once asked.
+        self._storage_keeper = LinkKeeper(address, files or NatsFiles(), name, rng)
+        self.storage = NatsStorage(self._storage_keeper, inbox_prefix)
+        self._storage_keeper.on_lost = lambda: self.storage.lost("the connection broke")
         self.records = NatsRecords(keeper, Questions(keeper, inbox_prefix), inbox_prefix, self.leave_soon)
         self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
         names = durable or QueueNames(dead=dead_letters)
@@ -127,10 +130,10 @@ class NatsBus(JetStream):
                 await self._durable.settle(CLOSE_TIMEOUT)
                 await self.flush(CLOSE_TIMEOUT)
         self._durable.close()
+        await self._storage_keeper.stop()
         await self._keeper.stop()
 
     def _lost(self) -> None:
-        self.storage.lost("the connection broke")
         self.records.lost("the connection broke")
         self._durable.lost("the connection broke")
         self.on_broken()
@@ -243,7 +246,12 @@ class NatsBus(JetStream):
         return _TopicSubscription(self._keeper, listener)
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """See ``Bus``. Raises ``BusRefused`` when a JetStream stream captures the queue's subject.
 

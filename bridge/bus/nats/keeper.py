@@ -124,6 +124,15 @@ class LinkKeeper:
         if self._task is None:
             self._task = asyncio.create_task(self._keep(), name="nats-link")
 
+    async def wanted(self, timeout: float) -> None:
+        """Have a link, from the first call on. Raises ``BusUnavailable`` when there is none within ``timeout`` s."""
+        if self.link is None:
+            self.start()
+            try:
+                await self.connect(timeout)
+            except BusRefused as error:  # the link that was there before it is the one to tell this
+                raise BusUnavailable(str(error)) from None
+
     async def stop(self) -> None:
         """Disconnect and stay so."""
         if self._task is not None:

@@ -31,6 +31,8 @@ class Questions:
 
         Raises ``BusRefused`` where the server does not let us ask.
         """
+        if self._keeper.link is None:
+            await self._keeper.wanted(timeout)
         if not self._added:
             self._added = True
             await self._keeper.add(self._listener)
@@ -41,9 +43,7 @@ class Questions:
         self._open[token] = (answer, link)
         try:
             link.wire.add(subject, self._base + token, payload, "", headers)
-            if not self._leaving:
-                self._leaving = True
-                asyncio.get_running_loop().call_soon(self._leave)
+            self._leave_soon()
             async with asyncio.timeout(timeout):
                 return await answer
         except TimeoutError:
@@ -58,6 +58,18 @@ class Questions:
         for answer, _link in self._open.values():
             if not answer.done():
                 answer.set_exception(BusUnavailable(reason))
+
+    def tell(self, subject: str, payload: bytes) -> None:
+        """Say something that nobody answers; nothing is said while there is no link."""
+        link = self._keeper.link
+        if link is not None:
+            link.wire.add(subject, "", payload, "", None)
+            self._leave_soon()
+
+    def _leave_soon(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            asyncio.get_running_loop().call_soon(self._leave)
 
     def _leave(self) -> None:
         self._leaving = False

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
 from functools import partial
 
 import msgspec
 
-from bridge.bus.nats.buckets import Bucket, Conflict, deleted
+from bridge.bus.nats.buckets import TIMEOUT, Bucket, Conflict, deleted
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming
@@ -50,13 +49,11 @@ class NatsStorage:
         self,
         keeper: LinkKeeper,
         inbox_prefix: str,
-        send: Callable[[str, bytes], None],
         *,
         prefix: str = "esl-bridge",
         replicas: int = 1,
     ) -> None:
         self._keeper = keeper
-        self._send = send
         self._questions = Questions(keeper, inbox_prefix)
         make = partial(Bucket, self._questions, replicas=replicas)
         self._leases = make(f"{prefix}-leases", ttl=5.0)
@@ -68,7 +65,7 @@ class NatsStorage:
         }
 
     def lost(self, reason: str) -> None:
-        """The link broke."""
+        """The link broke: what is asked on it gets no answer, and what is known of the tables may be old."""
         self._questions.lost(reason)
         for table in self._tables.values():
             table.synced_at = None
@@ -204,8 +201,7 @@ class NatsStorage:
 
     def tell(self, topic: str, payload: bytes) -> None:
         """See ``Storage``."""
-        if self._keeper.link is not None:
-            self._send(topic, payload)
+        self._questions.tell(topic, payload)
 
 
 class _Table:
@@ -222,6 +218,7 @@ class _Table:
         self._changed: set[str] = set()
 
     async def entries(self) -> dict[str, bytes]:
+        await self._keeper.wanted(TIMEOUT)
         now = time.monotonic()
         if not self._added:
             self._added = True

@@ -26,9 +26,11 @@ from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.records import RedisRecords
 from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
+from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.storage import RedisStorage
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
+from bridge.bus.redis.watch import Share, Watch
 from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
@@ -85,6 +87,7 @@ class RedisBus:
         self._silence = silence
         self._servers = servers_for(self._url, options)
         self._consumers: list[Pull] = []
+        self._sharing = Sharing()
         self._started = False
         self._state = BusState(False, "not connected yet")
         self._changed = asyncio.Event()
@@ -106,9 +109,12 @@ class RedisBus:
         self._answers = Answers(
             self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=lambda text: self.on_problem(text)
         )
-        self.storage = RedisStorage(self._writers)
+        # A lease that waits behind megabytes of replies is lost: the storage has a connection of its own, once asked.
+        self._storage_writers = Writers(self._servers, pulse=pulse, patience=silence)
+        self.storage = RedisStorage(self._storage_writers)
         self.records = RedisRecords(self._writers)
         self.roll_call = ""
+        self._watch = Watch(self._link(b""), self._cannot_watch)
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
         self._topics.on_problem = lambda text: self.on_problem(text)
@@ -181,10 +187,12 @@ class RedisBus:
         await self._writers.settle(_SETTLE)
         for consumer in self._consumers:
             await consumer.disconnect()
+        await self._watch.close()
         await self._lanes.close()
         await self._topics_link.close()
         for link in self._streams.values():
             await link.close()
+        await self._storage_writers.close()
         await self._writers.close()
         await self._events.close()
 
@@ -215,21 +223,29 @@ class RedisBus:
     # --- queues ------------------------------------------------------------------------------------------
 
     async def consume(
-        self, queue: str, handler: Callable[[Delivery], None], *, room: Callable[[], int] | None = None
+        self,
+        queue: str,
+        handler: Callable[[Delivery], None],
+        *,
+        room: Callable[[], int] | None = None,
+        one_of_many: bool = False,
     ) -> Consumer:
         """See ``Bus.consume``. Raises ``BusRefused`` where the key is of another type, or forbidden."""
         if self._writers.connected:
             await self._check_queue(queue.encode())
+        own = functools.partial(self._link, queue.encode())
+        # The queues of a Cluster lie on several servers.
+        share = one_of_many and not self._servers.many
         kind = ListQueue if self._queue_type == "list" else StreamQueue
         consumer: Pull = kind(
             queue,
             handler,
             room,
-            link=self._link(queue.encode()),
+            link=Share(self._watch, queue.encode(), own) if share else own(),
             answers=self._answers,
             worker=self._worker,
             claim_after=self._claim_after,
-            peers=self._consumers,
+            sharing=self._sharing,
         )
         self._consumers.append(consumer)
         consumer.start()
@@ -305,6 +321,9 @@ class RedisBus:
         return self._lanes.new_address()
 
     # --- connections -------------------------------------------------------------------------------------
+
+    def _cannot_watch(self, reason: str) -> None:
+        log.info("each queue has a connection of its own", reason=reason)
 
     def _link(self, key: bytes) -> Link:
         return Link(functools.partial(self._servers.open, key), pulse=self._pulse, patience=self._silence)

@@ -105,7 +105,10 @@ class Link:
         self.on_up: Callable[[], None] = lambda: None
         self.on_down: Callable[[Exception], None] = lambda error: None
         self.on_absent: Callable[[Exception], None] = lambda error: None
-        self.on_burst: Callable[[list[Reply]], None] = self._take
+        self.on_burst: Callable[[list[Reply]], None] = self.take
+        self.waits_for_ring = False
+        """Nobody tells what changed: questions wait at the server. (See ``Share``.)"""
+        self.on_ring: Callable[[], None] = lambda: None
         self.on_reply_error: Callable[[Operation, ReplyError], bool] = lambda operation, error: False
 
     @property
@@ -260,7 +263,7 @@ class Link:
         if operation.count:
             self._awaiting.append(operation)
 
-    def _take(self, burst: list[Reply]) -> None:
+    def take(self, burst: list[Reply]) -> None:
         """Give each reply to the oldest operation that waits for one."""
         at, length = 0, len(burst)
         awaiting = self._awaiting

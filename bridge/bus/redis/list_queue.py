@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.sharing import Sharing
+from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, command
 
 _BLOCK = 5  # s; how long one BLMOVE waits
@@ -104,13 +106,13 @@ class ListQueue(Pull):
         handler: Callable[[Delivery], None],
         room: Callable[[], int] | None,
         *,
-        link: Link,
+        link: Link | Share,
         answers: Answers,
         worker: str,
         claim_after: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self._prefix = b"{%b}." % self.key
@@ -140,23 +142,24 @@ class ListQueue(Pull):
     def ask(self, room: int) -> Operation:
         """See ``Pull.ask``."""
         if self._must_look:
-            return Operation(command(b"LRANGE", self.processing, b"0", b"-1"), 1, self.answered)
+            self._must_look = False
+            return Operation(command(b"LRANGE", self.processing, b"0", b"-1"), 1, self._found_in_ours)
         if self._left_over:
             return Operation(command(b"LLEN", self.processing), 1, self.answered)  # a turn of the loop
+        if self._link.waits_for_ring:
+            # The length first: what changes after it was asked is told, our own moves too.
+            count = min(self._more or _FIRST_TAKE, room)
+            moving = command(b"LMOVE", self.key, self.processing, b"RIGHT", b"LEFT") * count
+            return Operation(command(b"LLEN", self.key) + moving, 1 + count, self._looked)
         if self._more:
             count = min(self._more, room)
             return Operation(command(b"LMOVE", self.key, self.processing, b"RIGHT", b"LEFT") * count, count, self.more)
-        self.promised = 1
+        self.promise_only(1)
         asking = command(b"BLMOVE", self.key, self.processing, b"RIGHT", b"LEFT", b"%d" % _BLOCK)
         return Operation(asking, 1, self.answered, patience=_BLOCK)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one question brought; False when it brought nothing."""
-        if self._must_look:
-            self._must_look = False
-            found: Counter[bytes] = Counter(reply)
-            found -= self.in_hand
-            self._left_over = [payload for payload in reply if found[payload] > 0 and not found.subtract([payload])]
         if self._left_over:
             for _ in range(max(0, self.room_left())):
                 if not self._left_over:
@@ -170,14 +173,26 @@ class ListQueue(Pull):
             return True
         return reply is not None
 
-    def more(self, replies: list[Reply], error: Exception | None) -> None:
-        """The ``done`` of several LMOVEs: go on with twice as many, or wait again."""
+    def _found_in_ours(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is None and isinstance(replies[0], list):
+            found: Counter[bytes] = Counter(replies[0])
+            found -= self.in_hand
+            self._left_over = [one for one in replies[0] if found[one] > 0 and not found.subtract([one])]
+        else:
+            self._must_look = True
+        self.answered(replies, error)
+
+    def _looked(self, replies: list[Reply], error: Exception | None) -> None:
+        self.more(replies[1:], error, empty=None)
+
+    def more(self, replies: list[Reply], error: Exception | None, empty: Reply = 0) -> None:
+        """The ``done`` of several LMOVEs: go on with twice as many, or wait again; ``empty`` when none brought one."""
         if error is None:
             payloads = [reply for reply in replies if isinstance(reply, bytes)]
             self._more = min(_MAX_TAKE, self._more * 2) if len(payloads) == len(replies) else 0
             for payload in payloads:
                 self._hand_over(payload, claimed=False)
-            replies = [next((r for r in replies if isinstance(r, Exception)), 0)]  # 0: go on
+            replies = [next((r for r in replies if isinstance(r, Exception)), 0 if payloads else empty)]  # 0: go on
         self.answered(replies, error)
 
     def _hand_over(self, payload: bytes, *, claimed: bool) -> None:

@@ -1,5 +1,7 @@
 """What the two queues that are pulled share: ask when there is room, wait when there is none, stop without loss.
 
+A question waits at the server, or, on a connection that is shared, is asked when the server told of a change.
+
 This room never says which command takes an entry.
 """
 
@@ -7,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
-from bridge.bus.redis.wire import Reply, command
+from bridge.bus.redis.sharing import Sharing
+from bridge.bus.redis.watch import Share
+from bridge.bus.redis.wire import ELSEWHERE, REFUSALS, Reply, ReplyError, command
 from bridge.errors import BusUnavailable
 
 _PAUSE = 0.05  # s; before asking again when a server does not wait as it was asked to, or refuses
-_UNKNOWN_ROOM = 256
+_ASIDE = 2.0  # s; before a queue that cannot be read is asked again, where others share its connection
 
 
 class Pull(ABC):
-    """A consumer that asks for entries, one question at a time, on a connection of its own."""
+    """A consumer that asks for entries, one question at a time, on a connection of its own or on a shared one."""
 
     def __init__(
         self,
@@ -28,30 +32,28 @@ class Pull(ABC):
         handler: Callable[[Delivery], None],
         room: Callable[[], int] | None,
         *,
-        link: Link,
+        link: Link | Share,
         answers: Answers,
         block: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
         self.name = name
         self.key = name.encode()
         self._handler = handler
-        self._room = room
+        self.room = room
         self._link = link
         self.answers = answers
         self._block = block
-        self._peers = peers
-        """Those that may draw on the same room."""
-        self.promised = 0
-        """How many entries the question that is asked may bring."""
-        self._short = False  # others ask for all the room
+        self._sharing = sharing
         self._asked_at: float | None = None
+        self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
         self.stopping = False
         self._quiet = asyncio.Event()
         link.on_up = self._up
         link.on_down = self._down
+        link.on_ring = self._rung
 
     # --- what a queue does its own way -------------------------------------------------------------------
 
@@ -97,6 +99,11 @@ class Pull(ABC):
         if self._asked_at is None and self._pause is None:
             self._go_on()
 
+    @property
+    def asleep(self) -> bool:
+        """Whether there is nothing to ask before the server tells of a change."""
+        return self._link.waits_for_ring and not self._perhaps and self._asked_at is None
+
     async def drain(self, grace: float) -> None:
         """See ``Consumer.drain``."""
         if self.stopping:
@@ -104,7 +111,7 @@ class Pull(ABC):
         self.stopping = True
         if self._asked_at is not None and self._link.connected:
             number = self._link.client_id
-            if number:
+            if number and not self._link.waits_for_ring:
                 # The waiting question ends at once, and an entry that it brings is still handed over.
                 unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
                 self.answers.submit(Operation(unblock, 1, ignore, key=self.key))
@@ -114,14 +121,18 @@ class Pull(ABC):
             except TimeoutError:
                 pass
         unanswered = self._asked_at is not None
+        if unanswered and self._link.waits_for_ring:
+            # A read that nobody waits for any more must not take an entry, or at least not after we looked for it.
+            self._link.fail(BusUnavailable(f"{self.name}: a read was not answered in time"))
         await self._link.close()
-        self._free_promise()
+        self._sharing.leave(self)
         if unanswered:
             self.give_back()
 
     def close(self) -> None:
         """End the upkeep: what is still in hand will be claimed by others."""
         self.stopping = True
+        self._sharing.leave(self)
         for timer in (self._upkeep, self._pause):
             if timer is not None:
                 timer.cancel()
@@ -133,33 +144,16 @@ class Pull(ABC):
 
     def room_left(self) -> int:
         """How many entries may be taken now; what others ask for already is theirs."""
-        if self._room is None:
-            return _UNKNOWN_ROOM
-        return max(0, self._room() - sum([one.promised for one in self._peers if one is not self]))
+        return self._sharing.left(self)
 
-    def _share(self) -> int:
-        """How many to ask for: what is left, divided with those who do not ask yet.
+    @property
+    def promised(self) -> int:
+        """How many entries the question that is asked may bring."""
+        return self._sharing.promised(self)
 
-        One where all that is left was asked for by others, whose queues may be idle for long; but together no more
-        than one each above the room.
-        """
-        if self._room is None:
-            return _UNKNOWN_ROOM
-        room = self._room()
-        others = [one for one in self._peers if one is not self]
-        left = room - sum([one.promised for one in others])
-        if left > 0:
-            return max(1, left // (1 + sum([not one.promised and not one.stopping for one in others])))
-        self._short = room > 0 and -left > len(others)
-        return 1 if room > 0 and not self._short else 0
-
-    def _free_promise(self) -> None:
-        """Our question is answered; what it did not bring may be another's."""
-        self.promised = 0
-        for one in self._peers:
-            if one._short:
-                one._short = False
-                asyncio.get_running_loop().call_soon(one.resume)
+    def promise_only(self, entries: int) -> None:
+        """The question that is about to be asked brings no more than so many."""
+        self._sharing.promise(self, entries)
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""
@@ -172,32 +166,40 @@ class Pull(ABC):
 
     # --- asking ------------------------------------------------------------------------------------------
 
+    def _rung(self) -> None:
+        self._perhaps = True
+        self.resume()
+
     def _up(self) -> None:
         self._asked_at = None
-        self._free_promise()
+        self._perhaps = True
+        if not self._link.waits_for_ring:
+            self._sharing.join(self)
+        self._sharing.promise(self, 0)
         if not self.stopping:
             self.prepare()
             self._go_on()
 
     def _down(self, error: Exception) -> None:
         self._asked_at = None
-        self._free_promise()
+        self._sharing.promise(self, 0)
         self._quiet.set()
 
     def _go_on(self) -> None:
         self._pause = None
-        if self.stopping or self._asked_at is not None or not self._link.connected:
+        if self.stopping or self._asked_at is not None or self.asleep or not self._link.connected:
             return
-        room = self._share()
+        room = self._sharing.share(self)
         if room > 0:
             self._asked_at = asyncio.get_running_loop().time()
-            self.promised = room
+            self._sharing.promise(self, room)
+            self._perhaps = False
             self._link.say(self.ask(room))
 
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""
         asked_at, self._asked_at = self._asked_at, None
-        self._free_promise()
+        self._sharing.promise(self, 0)
         if error is not None:
             return
         loop = asyncio.get_running_loop()
@@ -205,7 +207,9 @@ class Pull(ABC):
         fault = next((r for r in replies if isinstance(r, Exception)), None)
         if fault is not None:
             self._fault(fault)
-        elif not self.take(reply) and loop.time() - (asked_at or 0.0) < min(_PAUSE, self._block):
+        elif self.take(reply):
+            self._perhaps = True
+        elif not self._link.waits_for_ring and loop.time() - (asked_at or 0.0) < min(_PAUSE, self._block):
             self._pause = loop.call_later(_PAUSE, self._go_on)
         if self.stopping:
             self._quiet.set()
@@ -215,10 +219,14 @@ class Pull(ABC):
     def _fault(self, fault: Exception) -> None:
         text = str(fault)
         loop = asyncio.get_running_loop()
+        self._perhaps = True
         if "NOGROUP" in text or "UNBLOCKED" in text:
             self.prepare()  # the stream was deleted under us
         else:
             self.answers.problem(f"{self.name}: {text}")
+            if self._link.waits_for_ring and not _is_of_all(fault):
+                self._pause = loop.call_later(_ASIDE, self._go_on)  # the others' questions are answered
+                return
             self._link.fail(BusUnavailable(text))
         self._pause = loop.call_later(_PAUSE, self._go_on)
 
@@ -234,3 +242,10 @@ class Pull(ABC):
         if not self.stopping or not self.idle:
             self._upkeep = asyncio.get_running_loop().call_later(self.upkeep_interval, self._keep_up)
             self.upkeep()
+            if self._link.waits_for_ring and not self.stopping:
+                self._rung()  # a server that was replaced behind our back tells nothing
+
+
+def _is_of_all(fault: Exception) -> bool:
+    """Whether it is not about this queue, but about the server or our rights there."""
+    return isinstance(fault, ReplyError) and fault.code in ELSEWHERE | (REFUSALS - {"NOPERM"})

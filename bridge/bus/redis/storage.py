@@ -86,7 +86,8 @@ class RedisStorage:
         self._prefix = prefix.encode()
 
     async def open(self, lease_time: float) -> float:
-        """See ``Storage``: Redis needs no preparation."""
+        """See ``Storage``: Redis needs no preparation, only a connection."""
+        await self._writers.wanted(TIMEOUT)
         return lease_time
 
     async def acquire(self, name: str, holder: str, ttl: float) -> Grant | Held:
@@ -164,6 +165,8 @@ class RedisStorage:
             else:
                 answered.set_result(replies)
 
+        if not self._writers.connected:
+            await self._writers.wanted(TIMEOUT)
         self._writers.submit(Operation(b"".join(commands), len(commands), done, key=key))
         try:
             async with asyncio.timeout(TIMEOUT):

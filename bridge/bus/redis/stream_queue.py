@@ -6,12 +6,14 @@ This room never decodes a request.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
+from bridge.bus.redis.sharing import Sharing
+from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, command
 
 GROUP = b"esl-bridge"
@@ -111,13 +113,13 @@ class StreamQueue(Pull):
         handler: Callable[[Delivery], None],
         room: Callable[[], int] | None,
         *,
-        link: Link,
+        link: Link | Share,
         answers: Answers,
         worker: str,
         claim_after: float,
-        peers: Sequence[Pull] = (),
+        sharing: Sharing,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, peers=peers)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}
@@ -150,6 +152,10 @@ class StreamQueue(Pull):
     def ask(self, room: int) -> Operation:
         """See ``Pull.ask``."""
         count = min(room, _COUNT)
+        if self._cursor is None and self._link.waits_for_ring:
+            # The length first: what changes after it was asked is told.
+            both = command(b"XLEN", self.key) + self._question(count, b"STREAMS", self.key, b">")
+            return Operation(both, 2, self._looked)
         if self._cursor is None:
             asking = self._questions.get(count)
             if asking is None:
@@ -158,12 +164,17 @@ class StreamQueue(Pull):
             return Operation(asking, 1, self.answered, patience=_BLOCK)
         return Operation(self._question(count, b"STREAMS", self.key, self._cursor), 1, self.answered)
 
+    def _looked(self, replies: list[Reply], error: Exception | None) -> None:
+        fault = isinstance(replies[0], Exception) if replies else False
+        self.answered(replies[:1] if fault else replies[1:], error)
+
     def _question(self, count: int, *more: bytes) -> bytes:
         return command(b"XREADGROUP", b"GROUP", GROUP, self._worker, b"COUNT", b"%d" % count, *more)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one XREADGROUP brought; False when it brought nothing."""
-        entries = reply[0][1] if reply else []
+        # RESP3 has a map where RESP2 has pairs.
+        entries = (next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]) if reply else []
         if self._cursor is None:
             for ident, fields in entries:
                 self._hand_over(ident, fields, claimed=False, count=1)

@@ -33,16 +33,32 @@ class Writers:
         self._waiting: list[Operation] = []
         self._retry: asyncio.TimerHandle | None = None
         self._mapping: asyncio.Task[None] | None = None
+        self._started = False
+        self._changed = asyncio.Event()
         self.closed = False
         self.on_change: Callable[[], None] = lambda: None
         self.on_absent: Callable[[Exception], None] = lambda error: None
 
     def start(self) -> None:
         """Connect in the background."""
+        if self._started:
+            return
+        self._started = True
         if self._servers.many:
             self._learn()
         else:
             self._only = self._link(None)
+
+    async def wanted(self, timeout: float) -> None:
+        """Be connected, from the first call on. Raises ``BusUnavailable`` when that takes longer than ``timeout`` s."""
+        self.start()
+        try:
+            async with asyncio.timeout(timeout):
+                while not self.connected:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise BusUnavailable("the broker is away") from None
 
     @property
     def connected(self) -> bool:
@@ -123,6 +139,7 @@ class Writers:
         return link
 
     def _up(self) -> None:
+        self._changed.set()
         self.on_change()
         self._again()
 

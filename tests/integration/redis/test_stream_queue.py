@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,20 @@ import redis.asyncio
 
 from bridge.bus.base import Delivery
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.redis import RedisBus
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
 
 pytestmark = pytest.mark.broker
 
 Open = Callable[..., Any]
 Eventually = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True, params=["own", "shared"])
+def connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each queue has a connection of its own, or all share one: nobody can tell."""
+    if request.param == "shared":
+        monkeypatch.setattr(RedisBus, "consume", functools.partialmethod(RedisBus.consume, one_of_many=True))
 
 
 async def test_requests_wait_in_a_stream_until_a_worker_comes(
@@ -168,12 +177,16 @@ async def test_an_entry_that_a_broken_connection_swallowed_comes_again_unclaimed
 ) -> None:
     bus = await open_redis(proxy.url)
     taken: list[Delivery] = []
-    await bus.consume(queue, taken.append)
+    consumer = await bus.consume(queue, taken.append)
     await client.xadd(queue, {"data": b"first"})
     await eventually(lambda: taken)
+    await eventually(lambda: consumer.asleep or not consumer._link.waits_for_ring)
     proxy.hold()
     await client.xadd(queue, {"data": b"swallowed"})
     await eventually(lambda: proxy.held)
+    if consumer.asleep:
+        consumer._rung()  # what would ring it is held
+    await eventually(lambda: client.xpending(queue, "esl-bridge"), lambda found: found["pending"] == 2)
     proxy.cut()
     proxy.open.set()
     await eventually(lambda: len(taken) == 2)
@@ -310,9 +323,13 @@ async def test_a_drain_while_replies_are_held_frees_what_was_not_seen(
     consumer = await bus.consume(queue, taken.append)
     await client.xadd(queue, {"data": b"1"})
     await eventually(lambda: taken)
+    await eventually(lambda: consumer.asleep or not consumer._link.waits_for_ring)
     proxy.hold()
     await client.xadd(queue, {"data": b"unseen"})
     await eventually(lambda: proxy.held)
+    if consumer.asleep:
+        consumer._rung()  # what would ring it is held
+    await eventually(lambda: client.xpending(queue, "esl-bridge"), lambda found: found["pending"] == 2)
     await consumer.drain(0.05)
     proxy.open.set()
 
@@ -419,7 +436,7 @@ async def test_consumers_that_share_a_room_share_it(
     taken: list[Any] = []
     queues = [queue, *(f"{queue}.fs{number}" for number in range(3))]
     consumers = [await bus.consume(name, taken.append, room=lambda: max(0, 20 - len(taken))) for name in queues]
-    await eventually(lambda: all(one.promised for one in consumers))
+    await eventually(lambda: all(one.promised or one.asleep for one in consumers))
     async with client.pipeline(transaction=True) as burst:
         for number in range(50):
             for name in queues:
