@@ -20,7 +20,7 @@ from bridge.config import NodeSettings, Settings
 from bridge.errors import ConfigError
 from bridge.esl.url import EslUrl
 from bridge.fleet.directory import Directory
-from bridge.messages.fleet import NodeOrder
+from bridge.messages.fleet import UNKNOWN, NodeOrder
 from bridge.ops.tail import Tail, TappedHandler
 from bridge.relay.call_table import CallTable
 from bridge.relay.events import SERVING, EventMeter, NodeRelay
@@ -315,5 +315,5 @@ class Nodes:
         return node.tags if node else ()
 
     def serving(self) -> list[str]:
-        """The nodes that answer commands and send events."""
-        return [node.name for node in self if self.state(node.name) in SERVING]
+        """The nodes that answer commands and send events, as far as is known."""
+        return [node.name for node in self if self.state(node.name) in (*SERVING, UNKNOWN)]

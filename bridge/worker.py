@@ -80,12 +80,15 @@ class Worker:
         self.nodes.directory = self.crew.directory
         self.operations = Operations(
             settings,
+            instance=self.identity.instance,
             bus=self.bus,
             metrics=self.metrics,
             describe=self.describe,
             ready=lambda: self.ready,
             in_hand=lambda: self.commands.in_hand,
+            others=self.crew.others,
         )
+        self.crew.on_page_word = self.operations.lookout.heard
         self.commands = self._make_commands()
         self.maker = NodeMaker(
             settings,
@@ -307,7 +310,7 @@ class Worker:
             ),
             notices=self.notices,
             means=Means(self.calls, consume, lambda node: self.commands.in_line(node), flush),
-            describe=lambda: {"version": bridge.__version__, "in_flight": self.commands.in_flight},
+            describe=lambda: self.operations.entry() | {"in_flight": self.commands.in_flight},
             fail=lambda error: None if self.failed.done() else self.failed.set_result(error),
         )
 

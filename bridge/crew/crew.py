@@ -21,7 +21,7 @@ from bridge.errors import BridgeError, BusError, BusRefused, ConfigError, Invali
 from bridge.fleet.calls import CallLookup
 from bridge.fleet.directory import Directory
 from bridge.fleet.fleet import Fleet
-from bridge.messages.fleet import TOPIC, NodeOrder, Word, WorkerEntry, decode_word, describe_fleet, encode
+from bridge.messages.fleet import PAGE_WORDS, TOPIC, NodeOrder, Word, WorkerEntry, decode_word, describe_fleet, encode
 from bridge.messages.notice import WorkerNotice
 from bridge.relay.call_table import CallTable
 from bridge.relay.continuity import Continuity
@@ -81,6 +81,8 @@ class Crew:
         self.on_orders: Callable[[Mapping[str, NodeOrder]], None] = lambda orders: None
         self.warning = ""
         """Why failover is best effort; empty where it is sure."""
+        self.on_page_word: Callable[[Word], None] = lambda word: None
+        """Called with the words that pages say to each other (``ops.lookout``)."""
         self._bus = bus
         self._id = id
         self._instance = instance
@@ -225,8 +227,12 @@ class Crew:
     def _members(self) -> Mapping[str, WorkerEntry]:
         return self._roll_call.members if self._roll_call is not None else self._fleet.members
 
+    def others(self) -> list[WorkerEntry]:
+        """The other living workers."""
+        return [it for it in self._members().values() if it.instance != self._instance]
+
     def _other_instances(self) -> frozenset[str]:
-        return frozenset(it.instance for it in self._members().values() if it.instance != self._instance)
+        return frozenset(it.instance for it in self.others())
 
     async def _live(self) -> None:
         try:
@@ -279,6 +285,8 @@ class Crew:
         if word.kind == "look":
             if word.sender != self._instance:
                 self._fleet.look()
+        elif word.kind in PAGE_WORDS:
+            self.on_page_word(word)
         else:
             self.calls.heard(word)
 

@@ -15,7 +15,7 @@ import structlog
 from bridge.bus.base import Bus
 from bridge.crew.steward import NodeSteward
 from bridge.errors import BusError, NoConsumer
-from bridge.messages.fleet import NodeEntry, WorkerEntry, read_card
+from bridge.messages.fleet import UNKNOWN, NodeEntry, WorkerEntry, read_card
 
 log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ class RollCall:
         self.members = members
         for name in self._stewards:
             owner = self.owner(name)
-            node = self._stewards[name].entry() if owner == self._id else NodeEntry(name, "unknown")
+            node = self._stewards[name].entry() if owner == self._id else NodeEntry(name, UNKNOWN)
             owned.setdefault(owner, []).append(node)
         self.members = {
             id: WorkerEntry(

@@ -15,6 +15,11 @@ from bridge.errors import InvalidMessage
 TOPIC = "esl.fleet"
 """Where workers tell each other to look; ``esl.fleet.<instance>`` reaches one of them."""
 
+UNKNOWN = "unknown"
+"""The state of a node whose owner cannot tell it: on a bus that keeps nothing."""
+PAGE_WORDS = frozenset({"watch", "unwatch", "seen"})
+"""Kinds of words that the workers' pages say to each other."""
+
 
 class NodeEntry(msgspec.Struct, array_like=True, frozen=True):
     """A node as its owner sees it. Loads are -1 where the last HEARTBEAT is too old; times in seconds.
@@ -48,7 +53,7 @@ class WorkerEntry(msgspec.Struct, omit_defaults=True, frozen=True):
     """A living worker. ``id`` is stable, ``instance`` names this run, ``started`` is Unix time (s).
 
     ``knows`` are the nodes of its configuration, ``ready`` those it could take over without a hole at once,
-    ``owned`` those whose events it publishes. ``beat`` counts its writings.
+    ``owned`` those whose events it publishes. ``beat`` counts its writings; the rates are a second's.
     """
 
     id: str
@@ -60,6 +65,8 @@ class WorkerEntry(msgspec.Struct, omit_defaults=True, frozen=True):
     tags: tuple[str, ...] = ()
     draining: bool = False
     in_flight: int = 0
+    event_rate: float = 0.0
+    command_rate: float = 0.0
     knows: tuple[str, ...] = ()
     ready: tuple[str, ...] = ()
     owned: tuple[NodeEntry, ...] = ()
@@ -91,13 +98,45 @@ class NodeOrder(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class Word(msgspec.Struct, omit_defaults=True, frozen=True):
-    """One word between workers: ``look`` (something changed), ``call`` (who has this call?), ``has`` (the answer)."""
+    """One word between workers: ``look`` (something changed), ``call`` (who has this call?), ``has`` (the answer).
+
+    ``watch`` and ``unwatch``: somebody looks at the sender's page (``number`` says which viewer), ``seen`` is what
+    there is to see for him. ``body`` holds a ``Watch`` or a ``Seen``.
+    """
 
     kind: str
     sender: str
     uuid: str = ""
     node: str = ""
     number: int = 0
+    body: bytes = b""
+
+
+class Watch(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What a viewer of the tail wants (``ops.tail.Filter``), or the numbers of the page (``numbers``)."""
+
+    names: str = ""
+    node: str = ""
+    where: tuple[str, ...] = ()
+    numbers: bool = False
+
+
+class SeenLine(msgspec.Struct, frozen=True):
+    """One line of the tail; ``at`` is FreeSWITCH's time (Unix, s)."""
+
+    at: float
+    node: str
+    name: str
+    uuid: str
+    headers: dict[str, str]
+
+
+class Seen(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What another worker's page shows of us: lines of the tail and how many were left out, or the page's numbers."""
+
+    lines: tuple[SeenLine, ...] = ()
+    skipped: int = 0
+    numbers: dict[str, Any] | None = None
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -105,6 +144,8 @@ _worker = msgspec.msgpack.Decoder(WorkerEntry)
 _mark = msgspec.msgpack.Decoder(Mark)
 _order = msgspec.msgpack.Decoder(NodeOrder)
 _word = msgspec.msgpack.Decoder(Word)
+_watch = msgspec.msgpack.Decoder(Watch)
+_seen = msgspec.msgpack.Decoder(Seen)
 
 
 def decode_worker(payload: bytes) -> WorkerEntry:
@@ -139,6 +180,22 @@ def decode_word(payload: bytes) -> Word:
         return _word.decode(payload)
     except msgspec.MsgspecError as error:
         raise InvalidMessage(f"word between workers: {error}") from None
+
+
+def decode_watch(payload: bytes) -> Watch:
+    """Read what a viewer wants. Raises ``InvalidMessage``."""
+    try:
+        return _watch.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidMessage(f"what another worker's page asks: {error}") from None
+
+
+def decode_seen(payload: bytes) -> Seen:
+    """Read what there is to see. Raises ``InvalidMessage``."""
+    try:
+        return _seen.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidMessage(f"what another worker shows: {error}") from None
 
 
 def describe_fleet(workers: Iterable[WorkerEntry], orders: Mapping[str, NodeOrder] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Server-sent events: the worker's state once a second for all who look, and the tail for each of them.
+"""Server-sent events: the fleet's state once a second for all who look, and the tail for each of them.
 
 While nobody looks it only notes two rates a second, for the picture of the last minutes; the state is rendered once
 however many look.
@@ -33,17 +33,24 @@ def as_json(value: object) -> bytes:
 
 
 class Feed:
-    """``state`` gives what the page shows; rates per second are reckoned here, from the counters in ``totals``."""
+    """``state`` gives what the page shows; rates per second are reckoned here, from the counters in ``totals``.
+
+    ``others`` gives those of the other workers; ``look`` is told when the first one looks and when the last one left.
+    """
 
     def __init__(
         self,
         state: Callable[[], Mapping[str, Any]],
         totals: Callable[[], Mapping[str, int]],
+        others: Callable[[], tuple[float, float]],
+        look: Callable[[bool], None],
         tail: Tail,
         access: Callable[[], Access],
     ) -> None:
         self._state = state
         self._totals = totals
+        self._others = others
+        self._look = look
         self._tail = tail
         self._access = access
         self._watchers = 0
@@ -61,6 +68,7 @@ class Feed:
             return web.Response(status=503, text="too many are looking\n")
         self._watchers += 1
         if self._watchers == 1:
+            self._look(True)
             self._render()
         try:
             response = await _begin(request)
@@ -72,6 +80,8 @@ class Feed:
             return response
         finally:
             self._watchers -= 1
+            if not self._watchers:
+                self._look(False)
 
     async def show_tail(self, request: web.Request) -> web.StreamResponse:
         """``/tail``: events as they pass, a sample of those that match the query."""
@@ -139,8 +149,9 @@ class Feed:
         events, commands = totals.get("events_published", 0), totals.get("commands", 0)
         if self._before is not None:
             passed = max(now - self._before[0], 0.001)
-            self._events.append(round((events - self._before[1]) / passed, 1))
-            self._commands.append(round((commands - self._before[2]) / passed, 1))
+            other_events, other_commands = self._others()
+            self._events.append(round((events - self._before[1]) / passed + other_events, 1))
+            self._commands.append(round((commands - self._before[2]) / passed + other_commands, 1))
         self._before = (now, events, commands)
 
     def _render(self) -> None:

@@ -26,10 +26,15 @@ MAX_BODY = 65_536
 
 @dataclass(frozen=True)
 class PageSources:
-    """What the page shows beyond ``/nodes``: ``state`` for the feed, the counters in ``totals``, the ``tail``."""
+    """What the page shows beyond ``/nodes``: ``state`` for the feed, the counters in ``totals``, the ``tail``.
+
+    ``others`` gives the events and commands of the other workers a second; ``look`` is told whether anybody looks.
+    """
 
     state: Callable[[], Mapping[str, Any]] = dict
     totals: Callable[[], Mapping[str, int]] = dict
+    others: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
+    look: Callable[[bool], None] = lambda on: None
     tail: Tail = field(default_factory=Tail)
     console: Console | None = None
     access: Callable[[], Access] = Access
@@ -76,7 +81,7 @@ class HttpServer:
     async def start(self) -> None:
         """Listen; raises ``OSError`` when the address cannot be had."""
         page = self._page
-        feed = Feed(page.state, page.totals, page.tail, page.access)
+        feed = Feed(page.state, page.totals, page.others, page.look, page.tail, page.access)
         app = web.Application(middlewares=[_with_headers], client_max_size=MAX_BODY)
         app.add_routes(
             [

@@ -5,7 +5,9 @@ This room counts what it is told; it never asks anybody, except for the gauges i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -77,7 +79,8 @@ class Metrics:
         self._lag_of: dict[str, Gauge] = {}
         self._bus_was_up = False
         self._bus_ever_up = False
-        self.gaps: dict[str, int] = {}
+        self.gaps: dict[str, dict[str, Any]] = {}
+        """For people: of each node how many gaps were told, and the last one's reason and Unix time (s)."""
         self.totals: dict[str, int] = dict.fromkeys(
             ("events_received", "events_published", "events_dropped", "commands", "commands_failed", "late_replies"), 0
         )
@@ -135,7 +138,8 @@ class Metrics:
     def gap(self, node: str, reason: str) -> None:
         """Count a gap that was told."""
         self._gaps.labels(node, reason).inc()
-        self.gaps[node] = self.gaps.get(node, 0) + 1
+        count = self.gaps[node]["count"] if node in self.gaps else 0
+        self.gaps[node] = {"count": count + 1, "reason": reason, "at": round(time.time(), 3)}
 
     # --- commands ---
 

@@ -1,4 +1,4 @@
-"""The live tail: a sample of the events that pass through this worker, for those who look at the page.
+"""The live tail: a sample of the events that this worker publishes, for those who look at a page, ours or another's.
 
 It costs the event path one look at ``watched`` per socket read while nobody looks; it never delays an event, never
 decodes one that is not shown, and never holds more than a fixed number.
@@ -19,6 +19,8 @@ LINES_PER_SECOND = 40.0
 LOOKS_PER_SECOND = 2_000.0
 WAITING_LINES = 100
 MAX_VIEWERS = 16
+# Of the pages of all other workers together.
+MAX_FAR_VIEWERS = 64
 VALUE_LIMIT = 120
 _NAMES_KNOWN = 4_096
 
@@ -80,10 +82,11 @@ class Filter:
     """
 
     def __init__(self, names: str = "", node: str = "", where: Sequence[str] = ()) -> None:
+        self.names, self.node, self.where = names, node, tuple(where)
         globs = [text.strip() for text in names.split(",") if text.strip()] or ["*"]
         self._names = re.compile("|".join(fnmatch.translate(glob) for glob in globs[:32]), re.IGNORECASE)
         self._node = re.compile(fnmatch.translate(node or "*"))
-        self._where = []
+        self._where: list[tuple[str, re.Pattern[str]]] = []
         for text in where[:8]:
             header, equals, glob = text.partition("=")
             if not equals or not header.strip():
@@ -140,11 +143,16 @@ class _Allowance:
 
 
 class Viewer:
-    """One who looks: lines wait for him, at most ``WAITING_LINES``; ``skipped`` counts what he was not shown."""
+    """One who looks: lines wait for him, at most ``WAITING_LINES``; ``skipped`` counts what he was not shown.
 
-    def __init__(self, filter: Filter, clock: Callable[[], float]) -> None:
+    ``number`` names him among ours; ``far`` when he looks at another worker's page.
+    """
+
+    def __init__(self, filter: Filter, clock: Callable[[], float], number: int = 0, far: bool = False) -> None:
         now = clock()
         self.filter = filter
+        self.number = number
+        self.far = far
         self.skipped = 0
         self._clock = clock
         self._lines: deque[dict[str, Any]] = deque()
@@ -177,6 +185,17 @@ class Viewer:
         if self._lines or self.skipped:
             self._wake.set()
 
+    def take_lines(self, lines: Sequence[dict[str, Any]], skipped: int) -> None:
+        """Lines that another worker chose for him, and how many it left out."""
+        now = self._clock()
+        self.skipped += skipped
+        for line in lines:
+            if len(self._lines) < WAITING_LINES and self._shown.take(now):
+                self._lines.append(line)
+            else:
+                self.skipped += 1
+        self._wake.set()
+
     async def next(self, patience: float) -> tuple[list[dict[str, Any]], int]:
         """The lines that wait and how many events were skipped; both empty after ``patience`` s without any."""
         try:
@@ -196,22 +215,36 @@ class Tail:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.watched = False
+        self.on_open: Callable[[Viewer], None] = lambda viewer: None
+        """Called when somebody begins to look at our own page."""
+        self.on_close: Callable[[Viewer], None] = lambda viewer: None
         self._clock = clock
         self._viewers: list[Viewer] = []
+        self._number = 0
 
-    def open(self, filter: Filter) -> Viewer | None:
+    @property
+    def viewers(self) -> list[Viewer]:
+        """Those who look at our own page."""
+        return [viewer for viewer in self._viewers if not viewer.far]
+
+    def open(self, filter: Filter, *, far: bool = False) -> Viewer | None:
         """Let somebody look; None when too many do."""
-        if len(self._viewers) >= MAX_VIEWERS:
+        if sum(viewer.far is far for viewer in self._viewers) >= (MAX_FAR_VIEWERS if far else MAX_VIEWERS):
             return None
-        viewer = Viewer(filter, self._clock)
+        self._number += 1
+        viewer = Viewer(filter, self._clock, self._number, far)
         self._viewers.append(viewer)
         self.watched = True
+        if not far:
+            self.on_open(viewer)
         return viewer
 
     def close(self, viewer: Viewer) -> None:
         """He looks no more."""
         self._viewers.remove(viewer)
         self.watched = bool(self._viewers)
+        if not viewer.far:
+            self.on_close(viewer)
 
     def take(self, node: str, events: Sequence[Passing]) -> None:
         """Events of a node pass by; called only while ``watched``."""
@@ -220,7 +253,10 @@ class Tail:
 
 
 class TappedHandler:
-    """A link's handler (``switch.event_link.LinkHandler``) with the tail beside it; all is passed on as it is."""
+    """A link's handler (``switch.event_link.LinkHandler``) with the tail beside it; all is passed on as it is.
+
+    The tail sees what is published: a standby's events (``handler.owning`` is False) are shown by their owner.
+    """
 
     def __init__(self, node: str, handler: Any, tail: Tail) -> None:
         self.link_up: Callable[..., None] = handler.link_up
@@ -229,13 +265,14 @@ class TappedHandler:
         self.log_lines: Callable[..., None] = handler.log_lines
         self.link_lost: Callable[..., None] = handler.link_lost
         self._node = node
+        self._handler = handler
         self._handle: Callable[[list[Any]], None] = handler.events
         self._tail = tail
 
     def events(self, events: list[Any]) -> None:
         """Pass a read's events on, first to whom they are for."""
         self._handle(events)
-        if self._tail.watched:
+        if self._tail.watched and self._handler.owning:
             self._tail.take(self._node, events)
 
 

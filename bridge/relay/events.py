@@ -61,6 +61,9 @@ class EventMeter(Protocol):
     def link_lost(self, node: str, reason: str) -> None:
         """An event link ended or could not be made."""
 
+    def reconnected(self, node: str) -> None:
+        """An event link was made again."""
+
 
 class _Lane:
     """One way out of a node: its buffer, and what the read under way has brought for it."""
@@ -141,6 +144,10 @@ class NodeRelay:
     def link_up(self, core_uuid: str, started_at: float) -> None:
         """A new link stands: a new epoch begins before its first event."""
         self._begin_epoch(started_at)
+
+    def linked_again(self) -> None:
+        """Count a link that was made anew after a loss."""
+        self._meter.reconnected(self.node)
 
     def events(self, events: list[Event]) -> None:
         """Publish what one socket read brought."""

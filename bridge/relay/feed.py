@@ -67,6 +67,7 @@ class NodeFeed:
         self.on_link_up: Callable[[], None] = lambda: None
         self.on_change: Callable[[NodeChange], None] = lambda change: None
         self._watchers = together(watchers, known.watchers())
+        self._ever_linked = False
         self._change: NodeChange | None = None
         self._missed: LastMark | None = None
         self._doubtful = False
@@ -75,8 +76,12 @@ class NodeFeed:
 
     def link_up(self, core_uuid: str, started_at: float) -> None:
         """A new link stands."""
+        again = self._ever_linked
+        self._ever_linked = True
         self.linked_at = started_at
         self.core_uuid = core_uuid
+        if self.owning and again:
+            self.relay.linked_again()
         if self.owning:
             self.relay.link_up(core_uuid, started_at)
             self._tell_missed()
@@ -170,6 +175,7 @@ class NodeFeed:
         """The link is taken down: nothing is kept."""
         self.ring.clear()
         self.linked_at = 0.0
+        self._ever_linked = False
         self._change = None
 
     def _tell_missed(self) -> None:

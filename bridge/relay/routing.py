@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from bridge.messages.fleet import UNKNOWN
 from bridge.messages.reply import Status
 from bridge.switch.command_pool import Outcome
 from bridge.switch.node import NodeLoad, NodeState
@@ -21,8 +22,8 @@ _AS_GOOD_AS = 0.95
 _STARTS_CALLS = frozenset({"originate"})
 
 # Nodes of the best state that there is are chosen from; those of other states never.
-_RANKS: Final[dict[str, int]] = {NodeState.UP: 0, NodeState.SUSPECT: 1, NodeState.SYNCING: 2}
-_WORSE_THAN_ANY: Final = 3
+_RANKS: Final[dict[str, int]] = {NodeState.UP: 0, NodeState.SUSPECT: 1, NodeState.SYNCING: 2, UNKNOWN: 3}
+_WORSE_THAN_ANY: Final = 4
 
 
 class Submission(Protocol):

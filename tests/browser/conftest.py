@@ -202,17 +202,24 @@ async def tab(chromium: Chromium) -> Tab:
 
 
 class Stage:
-    """Three simulated switches with calls, a real broker, a worker with its page and console, and a client."""
+    """Three simulated switches with calls, a real broker, workers with their page and console, and a client.
+
+    ``worker`` is the first of ``workers``, ``url`` its page.
+    """
 
     def __init__(self, stack: AsyncExitStack, folder: Path) -> None:
         self._stack = stack
         self._folder = folder
         self.switches: list[SimulatedSwitch] = []
-        self.worker: Worker
+        self.workers: list[Worker] = []
         self.client: Bridge
         self.url = ""
 
-    async def set(self, *, switches: int = 3, rate: float = 5.0, **http: Any) -> Stage:
+    @property
+    def worker(self) -> Worker:
+        return self.workers[0]
+
+    async def set(self, *, switches: int = 3, rate: float = 5.0, workers: int = 1, **http: Any) -> Stage:
         broker = await self._stack.enter_async_context(EmbeddedBroker("nats"))
         for number in range(switches):
             switch = SimulatedSwitch(
@@ -222,7 +229,6 @@ class Stage:
             self._stack.push_async_callback(switch.stop)
             self.switches.append(switch)
         settings = {
-            "worker": {"state_dir": str(self._folder), "drain_timeout": 5.0},
             "bus": {"url": broker.url},
             "http": {"listen": "127.0.0.1:0", "console": True, "token": TOKEN, **http},
             "node": [
@@ -230,12 +236,15 @@ class Stage:
                 for number, one in enumerate(self.switches)
             ],
         }
-        self.worker = Worker(Settings.model_validate(settings))
-        await self.worker.start()
-        self._stack.push_async_callback(self.worker.stop)
+        for number in range(1, workers + 1):
+            identity = {"id": f"bridge-{number}", "state_dir": str(self._folder), "drain_timeout": 5.0}
+            worker = Worker(Settings.model_validate({**settings, "worker": identity}))
+            await worker.start()
+            self._stack.push_async_callback(worker.stop)
+            self.workers.append(worker)
         self.client = await self._stack.enter_async_context(Bridge(broker.url))
         async with asyncio.timeout(PATIENCE):
-            while not (self.worker.ready[0] and len(self.worker.nodes.serving()) == switches):  # noqa: ASYNC110
+            while not all(it.ready[0] and len(it.nodes.serving()) == switches for it in self.workers):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert self.worker.http is not None
         self.url = self.worker.http.url

@@ -141,6 +141,45 @@ async def test_it_can_be_read_on_any_screen(stage: Stage, tab: Tab, pictures: Pa
     assert await tab.eval(UNLABELLED) == []
 
 
+async def test_the_page_of_one_worker_shows_the_fleet_under_load(stage: Stage, tab: Tab, pictures: Path) -> None:
+    """Thirty nodes, two workers, gaps: all of it is on either's page, also on a phone."""
+    await stage.set(switches=30, rate=2, workers=2)
+    async with asyncio.timeout(60):
+        names = sorted(stage.worker.nodes.names())
+        while sorted(name for it in stage.workers for name in it.crew.owned()) != names:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await tab.open(stage.url)
+    await tab.until("document.querySelectorAll('#nodes tbody tr').length === 30")
+    await tab.until(
+        r"/2 workers: bridge-1 \(this page, 1\d nodes\)/.test(document.querySelector('#workers').innerText)"
+    )
+    other = stage.workers[1].crew.owned()
+    name = other[0]
+    stage.switches[int(name[2:]) - 1].drop_connections()
+    row = f"[...document.querySelectorAll('#nodes tbody tr')].find(row => row.innerText.split(/\\s/)[0] === '{name}')"
+    await tab.until(f"{row}.cells[7].innerText.startsWith('1') && {row}.cells[7].innerText.includes('link')")
+    # Every node tells events a second and sessions, whoever owns it.
+    await tab.until(
+        "[...document.querySelectorAll('#nodes tbody tr')].every(row => parseFloat(row.cells[6].innerText) > 0)"
+    )
+    await some_commands(stage)
+    await tab.until("document.querySelector('#failed').innerText.includes('denied')")
+    await tab.type("#tail-form [name=token]", TOKEN)
+    await tab.type("#tail-form [name=node]", name)
+    await tab.click("#tail-button")
+    await tab.until("document.querySelectorAll('#tail li').length >= 10")
+    lines = await tab.eval("[...document.querySelectorAll('#tail li')].map(line => line.innerText)")
+    assert all(name in line for line in lines)
+    assert tab.faults == []
+    assert await tab.eval("document.querySelector('#silent').innerText") == ""
+    for width, dark in ((1280, False), (1280, True), (390, False), (390, True)):
+        await tab.look(width=width, height=1600, dark=dark)
+        assert await tab.eval("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
+        assert await tab.eval(CONTRAST) == []
+        shown = f"fleet-{'phone' if width < 600 else 'desk'}-{'dark' if dark else 'light'}.png"
+        await tab.screenshot(pictures / shown)
+
+
 # Texts whose contrast with their background is below 4.5:1, the limit of WCAG 2 AA.
 CONTRAST = """(() => {
   const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);

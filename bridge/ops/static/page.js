@@ -69,25 +69,14 @@ function drawFlow(events) {
 }
 
 // --- nodes ---
-let seen = new Map(), seenAt = 0, latest = null;
-function nodeRates(nodes) {
-  const now = performance.now() / 1000, passed = now - seenAt, rates = new Map(), next = new Map();
-  for (const node of nodes) {
-    const before = seen.get(node.name);
-    if (!none(before) && !none(node.events) && passed > 0) rates.set(node.name, Math.max(0, node.events - before) / passed);
-    next.set(node.name, node.events);
-  }
-  seen = next; seenAt = now;
-  return rates;
-}
-let rates = new Map();
+let latest = null;
 function drawNodes() {
-  const find = by('find').value.trim().toLowerCase(), gaps = latest.gaps || {};
+  const find = by('find').value.trim().toLowerCase();
   const all = latest.nodes || [];
   const found = all.filter(node => !find || [node.name, node.state, node.owner, ...(node.tags || [])].some(text => String(text || '').toLowerCase().includes(find)));
   found.sort((a, b) => stateOrder.indexOf(a.state) - stateOrder.indexOf(b.state) || a.name.localeCompare(b.name, 'en', { numeric: true }));
   fill('nodes', found.slice(0, ROWS).map(node => {
-    const lag = none(node.lag) ? '' : span(node.lag * 1000), count = gaps[node.name];
+    const lag = none(node.lag) ? '' : span(node.lag * 1000), gap = node.last_gap;
     return [
       { text: node.name, reason: (node.tags || []).join(', ') },
       { text: node.state, kind: stateClass[node.state], reason: node.state === 'UP' ? '' : node.reason },
@@ -95,15 +84,26 @@ function drawNodes() {
       none(node.sessions) ? '' : whole(node.sessions) + (node.max_sessions ? ' / ' + whole(node.max_sessions) : ''),
       none(node.idle_cpu) ? '' : Math.round(100 - node.idle_cpu) + ' %',
       { text: lag, kind: node.lag > 5 ? 'bad' : node.lag > 1 ? 'warn' : '' },
-      rates.has(node.name) ? rate(rates.get(node.name)) : '',
-      { text: none(count) ? (none(node.gaps) ? '0' : whole(node.gaps)) : whole(count), kind: count || node.gaps ? 'warn' : '' },
+      none(node.rate) ? '' : rate(node.rate),
+      { text: whole(node.gaps), kind: node.gaps ? 'warn' : '', reason: gap ? gap.reason + ' ' + clock(gap.at) : '' },
       none(node.commands_in_flight) ? '' : whole(node.commands_in_flight) + (node.commands_waiting ? ' + ' + whole(node.commands_waiting) : ''),
     ];
   }), find ? 'No node matches.' : 'No node is configured.');
   by('nodes-note').textContent = found.length > ROWS ? 'and ' + whole(found.length - ROWS) + ' more: narrow it down with Find' : '';
+  drawWorkers();
   const targets = ['all', ...all.map(node => node.name)].slice(0, ROWS);
   const list = by('targets');
   if (list.childElementCount !== targets.length) list.replaceChildren(...targets.map(value => make('option', { value })));
+}
+
+function drawWorkers() {
+  const workers = (latest.fleet || {}).workers || [], silent = latest.silent || [];
+  const told = workers.map(one => {
+    const more = [one.worker === latest.worker ? 'this page' : '', one.state === 'up' ? '' : one.state, one.nodes === 1 ? '1 node' : whole(one.nodes) + ' nodes'];
+    return one.worker + ' (' + more.filter(Boolean).join(', ') + ')';
+  });
+  by('workers').textContent = workers.length > 1 ? whole(workers.length) + ' workers: ' + told.join(', ') : '';
+  by('silent').textContent = silent.length ? 'Missing here: events, gaps and commands of ' + silent.join(', ') + ', which does not answer.' : '';
 }
 
 function badge(id, text, kind) { by(id).textContent = text; by(id).className = 'badge ' + kind; }
@@ -114,7 +114,6 @@ function draw(state) {
   const flow = state.rates || { events: [], commands: [] }, journal = state.journal || {};
   const up = nodes.filter(node => node.state === 'UP').length;
   const sessions = nodes.reduce((sum, node) => sum + (node.sessions || 0), 0);
-  rates = nodeRates(nodes);
   by('worker').textContent = (state.worker || '') + (state.version ? ' · ' + state.version : '');
   badge('bus', (bus.url || 'bus') + (bus.connected ? '' : ' not connected'), bus.connected ? 'good' : 'bad');
   badge('ready', state.ready ? 'ready' : 'not ready' + (state.not_ready ? ': ' + state.not_ready : ''), state.ready ? 'good' : 'warn');

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
+import bridge
 from bridge.ops.metrics import Metrics
 
 CONTRACT = [
@@ -113,3 +117,12 @@ def test_two_workers_in_one_process_do_not_meet():
 def test_label_values_cannot_break_the_text(metrics):
     metrics.command_done('a"b\nc', "ok", 0)
     assert b'op="a\\"b\\nc"' in metrics.render()
+
+
+def test_nothing_is_counted_that_nobody_tells() -> None:
+    """A method that nobody calls is a metric that stands still, and an alert that never fires."""
+    package = Path(bridge.__file__).parent
+    told = "".join(path.read_text("utf-8") for path in package.rglob("*.py") if path.name != "metrics.py")
+    methods = [name for name in vars(Metrics) if not name.startswith("_") and name != "names"]
+    assert len(methods) > 20
+    assert [name for name in methods if not re.search(rf"(meter|metrics)\.{name}\b", told)] == []

@@ -113,6 +113,8 @@ def test_nobody_looks_so_nothing_is_watched(tail: Tail) -> None:
 
 async def test_a_tapped_handler_passes_everything_on(tail: Tail) -> None:
     class Handler:
+        owning = True
+
         def __init__(self) -> None:
             self.told: list[Any] = []
 
@@ -134,6 +136,11 @@ async def test_a_tapped_handler_passes_everything_on(tail: Tail) -> None:
     assert viewer is not None
     tapped.events(batch)
     assert len(await lines(viewer)) == 1
+    # A standby keeps what it reads: its owner publishes, and shows, it.
+    handler.owning = False
+    tapped.events(batch)
+    assert handler.told[-1] is batch
+    assert await lines(viewer) == []
 
 
 async def test_waiting_ends_when_nothing_comes(tail: Tail) -> None:

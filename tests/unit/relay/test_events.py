@@ -51,6 +51,9 @@ class Meter:
     def link_lost(self, node: str, reason: str) -> None:
         self._add(f"lost {reason}", 1)
 
+    def reconnected(self, node: str) -> None:
+        self._add("reconnected", 1)
+
     def gap(self, node: str, reason: str) -> None:
         self._add(f"gap {reason}", 1)
 

@@ -35,6 +35,10 @@ class Relay:
         self.losses: list[Loss] = []
         self.epochs: list[int] = []
         self.buffers = [self]
+        self.links_again = 0
+
+    def linked_again(self) -> None:
+        self.links_again += 1
 
     def on_change(self, change: NodeChange) -> None:
         pass
@@ -155,3 +159,15 @@ def test_watchers_of_one_event_are_all_called() -> None:
     both = together({"A": lambda _: seen.append("one")}, {"A": lambda _: seen.append("two"), "B": seen.append})  # type: ignore[dict-item]
     both["A"](event(1))
     assert seen == ["one", "two"]
+
+
+def test_a_link_that_is_made_again_is_counted_by_its_owner(feed: NodeFeed, relay: Relay) -> None:
+    feed.link_up("c", 101.0)
+    assert relay.links_again == 0, "a standby's links are nobody's business"
+    feed.take(7, mark(""), overlapped=False)
+    assert relay.links_again == 0
+    feed.link_up("c", 102.0)
+    assert relay.links_again == 1
+    feed.forget()
+    feed.link_up("c", 103.0)
+    assert relay.links_again == 1, "it was taken down on purpose"
