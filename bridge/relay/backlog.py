@@ -225,14 +225,6 @@ class Backlog:
         add_loss(parcel.holes, loss)
         self._spill.note(parcel.number, parcel.holes)
 
-    def discard(self) -> None:
-        """Forget everything, also what is in flight."""
-        while self.parcels:
-            self.drop(0, 0.0)
-        for number in self._due:
-            self._spill.delete(number)
-        self._due.clear()
-
     def _hold(self, change: int) -> None:
         self.held += change
         self.on_held(change)

@@ -20,7 +20,7 @@ import structlog
 from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Chunk, Loss, share_of
+from bridge.relay.chunks import Chunk, Loss, identity_of, share_of
 from bridge.relay.notices import NoticeBoard
 
 log = structlog.get_logger(__name__)
@@ -359,5 +359,5 @@ def part_of(chunk: Chunk, first: int) -> Chunk:
     """What is left of a chunk from its ``first``-th message on."""
     if not first:
         return chunk
-    left = chunk.messages[first:]
-    return Chunk(chunk.epoch, left, share_of(chunk, left), chunk.at, None, chunk.parcel, chunk.read)
+    left, before = chunk.messages[first:], identity_of(chunk.messages[first - 1])
+    return Chunk(chunk.epoch, left, share_of(chunk, left), chunk.at, None, chunk.parcel, chunk.read, before)
