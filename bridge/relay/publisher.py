@@ -17,9 +17,10 @@ from bridge.messages.topics import notice_topic
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Loss
 from bridge.relay.notices import NoticeBoard
-from bridge.relay.outlets import Outlet, PublishMeter, StreamOutlet, TopicOutlet
+from bridge.relay.outlets import Outlet, PublishMeter, TopicOutlet
 from bridge.relay.reservoir import Reservoir
 from bridge.relay.routes import RouteSettings
+from bridge.relay.stream_outlet import StreamOutlet
 
 # How often old events are looked for, in seconds.
 EXPIRY_INTERVAL = 1.0

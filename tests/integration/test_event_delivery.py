@@ -74,6 +74,72 @@ async def test_a_broker_that_dies_and_comes_back_costs_a_durable_delivery_nothin
     assert numbers(events, "kept") == list(range(600))
 
 
+async def test_a_broker_that_is_full_for_a_while_costs_a_durable_delivery_nothing(house: House) -> None:
+    """JetStream over its limit with ``discard: new``, Redis out of memory: events of any size, all there, in order."""
+    switch = await house.switch(heartbeat_interval=20.0)
+    full = await Fullness.of(house)
+    worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+    for number in range(600):
+        if number == 200:
+            await house.until(lambda: worker.metrics.totals["events_published"] > 100)
+            await full.begin()
+        switch.fire("CUSTOM", {"number": str(number), "filling": "x" * (number % 7 * 500)}, subclass="kept")
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    await house.until(lambda: worker.metrics.totals["events_received"] >= 600)
+    await house.until(lambda: sum(one.events for one in buffers(worker)) > 100)
+    assert worker.bus.connected
+    await full.end()
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream_of(house))
+    assert [int(one["data"]["number"]) for one in events if one["data"].get("Event-Subclass") == "kept"] == list(
+        range(600)
+    )
+    assert worker.metrics.totals["events_dropped"] == 0
+
+
+class Fullness:
+    """A broker that has no room between ``begin`` and ``end``."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+
+    @classmethod
+    async def of(cls, house: House) -> Fullness:
+        self = cls(house.broker)
+        if house.broker.kind == "nats":
+            await self._limit(700_000)
+        return self
+
+    async def begin(self) -> None:
+        """Redis has no room any more; the stream of JetStream is limited from the start."""
+        if self._broker.kind == "redis":
+            async with redis.asyncio.Redis(port=self._broker.port) as client:
+                await client.config_set("maxmemory-policy", "noeviction")
+                used = int((await client.info("memory"))["used_memory"])
+                await client.config_set("maxmemory", used + 100_000)
+
+    async def end(self) -> None:
+        """There is room again."""
+        if self._broker.kind == "redis":
+            async with redis.asyncio.Redis(port=self._broker.port) as client:
+                await client.config_set("maxmemory", 0)
+        else:
+            await self._limit(-1)
+
+    async def _limit(self, size: int) -> None:
+        client = await nats.connect(self._broker.url)
+        jetstream = client.jetstream()
+        options: dict[str, Any] = {"name": "FS_EVENTS", "subjects": ["fs.events.>"], "discard": "new"}
+        try:
+            if size > 0:
+                await jetstream.add_stream(max_bytes=size, **options)
+            else:
+                await jetstream.update_stream(max_bytes=-1, **options)
+        finally:
+            await client.close()
+
+
 async def test_a_worker_that_restarts_sends_on_what_it_could_not(house: House) -> None:
     switch = await house.switch(heartbeat_interval=20.0)
     options: dict[str, Any] = {

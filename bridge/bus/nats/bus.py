@@ -133,6 +133,7 @@ class NatsBus(JetStream):
         self.storage.lost("the connection broke")
         self.records.lost("the connection broke")
         self._durable.lost("the connection broke")
+        self.break_off("the connection broke")
         self.on_broken()
 
     def _confirm(self, number: int) -> None:
