@@ -109,9 +109,15 @@ class EventBuffer(ChunkRow):
     def _refill(self) -> bool:
         """Bring the next of what waits behind to the front; False where there is none yet."""
         if self.backlog:
-            chunks = self.backlog.take()
-            if chunks is None:
+            found = self.backlog.take()
+            if found is None:
                 return False
+            chunks, holes = found
+            if chunks:
+                chunks[0].holes = holes or None
+            else:  # the disk was damaged: there is nothing that they could stand in front of
+                for loss in holes:
+                    self.lose(loss)
             self._head.extend(chunks)
             self._grow(count_of(chunks), sum([chunk.size for chunk in chunks]))
             return True
