@@ -18,6 +18,7 @@ class Pipeline:
         self.written = 0
         self.confirmed = 0
         self.failure = ""
+        self.oversized = False
         self._changed = changed
         self._moved = asyncio.Event()
 

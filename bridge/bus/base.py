@@ -275,6 +275,7 @@ class Appender(Protocol):
     ``written`` messages were handed over since it began, the first ``confirmed`` of them are at the broker. When
     ``failure`` says why it broke off (a refusal, a missing ack, a broken connection), what lies between the two is in
     doubt: the caller goes on from the first unconfirmed message with a new pipeline. It never repeats anything itself.
+    Where it is ``oversized`` the first unconfirmed message is over a limit of the stream itself: it is never taken.
 
     JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window. Redis: a transaction of ``XADD
     <key> MAXLEN ~`` for each batch, fields ``topic``, ``id``, ``type``, ``data`` and the message's headers.
@@ -283,6 +284,7 @@ class Appender(Protocol):
     written: int
     confirmed: int
     failure: str
+    oversized: bool
 
     async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
         """Write a batch behind what is written, as soon as there is room in the window for it.

@@ -7,6 +7,7 @@ for want of room.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from functools import partial
 from typing import Protocol
@@ -16,7 +17,7 @@ import structlog
 from bridge.bus.base import Appender, Bus, DurableTopics, Message, StreamSpec
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Chunk
+from bridge.relay.chunks import Chunk, Loss
 from bridge.relay.outlets import Outlet, Parts, PublishMeter, allowed, part_of
 
 log = structlog.get_logger(__name__)
@@ -132,7 +133,7 @@ class StreamOutlet(Outlet):
         if pipeline is None:
             return
         pipeline.close()
-        confirmed = pipeline.confirmed - self._settled
+        confirmed, oversized = pipeline.confirmed - self._settled, pipeline.oversized
         back: dict[EventBuffer, list[Chunk]] = {}
         for _, parts in self._written:
             for buffer, chunks in parts:
@@ -147,7 +148,22 @@ class StreamOutlet(Outlet):
                         buffer.settle(chunk, confirmed=True)
                         continue
                     buffer.settle_part(chunk, sure, confirmed=True)
-                    rest.append(part_of(chunk, sure))
+                    left: Chunk | None = part_of(chunk, sure)
+                    if oversized:
+                        left, oversized = self._drop_first(buffer, part_of(chunk, sure)), False
+                    if left is not None:
+                        rest.append(left)
         self._written.clear()
         for buffer, rest in back.items():
             buffer.put_back(rest)
+
+    def _drop_first(self, buffer: EventBuffer, chunk: Chunk) -> Chunk | None:
+        """Drop the first event of a chunk: the stream will never take it. Returns what is left."""
+        log.warning("event over a limit of the stream", node=buffer.node, stream=self.stream.name)
+        self._meter.events_dropped(buffer.node, "too_large", 1)
+        buffer.lose(Loss(chunk.epoch, "too_large", chunk.at, time.time(), before=chunk.before, count=1))
+        if len(chunk.messages) == 1:
+            buffer.settle(chunk, confirmed=False)
+            return None
+        buffer.settle_part(chunk, 1, confirmed=False)
+        return part_of(chunk, 1)

@@ -98,6 +98,28 @@ async def test_a_broker_that_is_full_for_a_while_costs_a_durable_delivery_nothin
     assert worker.metrics.totals["events_dropped"] == 0
 
 
+@pytest.mark.parametrize("house", ["nats"], indirect=True)
+async def test_an_event_that_a_stream_will_never_take_holds_nothing_up(house: House) -> None:
+    nc = await nats.connect(house.broker.url)
+    await nc.jetstream().add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_msg_size=6_000)
+    await nc.close()
+    switch = await house.switch(heartbeat_interval=20.0)
+    client = await house.client()
+    gaps: list[dict[str, Any]] = []
+    await client.bus.subscribe("fs.bridge.gap", lambda received: gaps.append(json.loads(received.payload)))
+    worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+    for number in range(50):
+        switch.fire("CUSTOM", {"number": str(number), "filling": "x" * (9_000 if number == 20 else 9)}, subclass="kept")
+    await house.until(lambda: gaps)
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream_of(house))
+    assert numbers(events, "kept") == [number for number in range(50) if number != 20]
+    [gap] = gaps
+    assert {name: gap["data"][name] for name in ("reason", "count")} == {"reason": "too_large", "count": 1}
+    places = {event["data"].get("number"): event["id"] for event in events}
+    assert (gap["data"]["before"], gap["data"]["after"]) == (places["19"], places["21"])
+
+
 class Fullness:
     """A broker that has no room between ``begin`` and ``end``."""
 

@@ -30,6 +30,8 @@ ACK_WINDOW = 1024
 _STORED = 64  # bytes that the server's file adds to a message, at most
 _ASK_AGAIN = 0.5  # s; how often a stream that is nearly full is asked for its room
 
+_TOO_LARGE = 10054
+
 # A PubAck that says nothing but that it is stored.
 _STORED_ACK = rb'\{"stream":"[^"\\]*", ?"seq": ?\d+(?:, ?"domain": ?"[^"\\]*")?(?:, ?"duplicate": ?true)?\}\r\n'
 
@@ -185,8 +187,9 @@ class NatsAppender(Pipeline):
             answer = msgspec.json.decode(message.data)
         except msgspec.DecodeError:
             answer = {}
-        if answer.get("error"):
-            self.fail(str(answer["error"].get("description")))
+        if error := answer.get("error"):
+            self.oversized = not self.failure and number == self.confirmed and error.get("err_code") == _TOO_LARGE
+            self.fail(str(error.get("description")))
             return
         self._ahead.add(number)
         confirmed = self.confirmed
