@@ -19,6 +19,7 @@ from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.routes import RouteSettings
 from bridge.relay.settings import CommandSettings
 from bridge.relay.spill import Spill
+from bridge.relay.untold import Untold
 from bridge.relay.verbs import DEFAULT_BACKGROUND, DEFAULT_SAFE
 
 log = structlog.get_logger(__name__)
@@ -63,17 +64,21 @@ def buffer_limits(events: EventSettings) -> BufferLimits:
     )
 
 
-def open_reservoir(events: EventSettings, path: Path) -> Reservoir:
-    """The room for what waits, on disk too where that can be. Raises ``ConfigError`` where it must be and cannot."""
+def open_reservoir(events: EventSettings, path: Path, *, lasting: bool) -> Reservoir:
+    """The room for what waits, on disk too where that can be. Raises ``ConfigError`` where it must be and cannot.
+
+    Where ``path`` is not ``lasting`` nothing outlives the worker.
+    """
     limits = buffer_limits(events)
-    reservoir = Reservoir(limits, Spill(path))
+    untold = Untold(path.with_suffix(".untold") if lasting else None)
+    reservoir = Reservoir(limits, Spill(path), untold)
     try:
         reservoir.open()
     except OSError as error:
         if events.durable:
             raise ConfigError([("worker.state_dir", f"events cannot be spilled: {error}")]) from None
         log.warning("events cannot be spilled to disk", reason=str(error))
-        return Reservoir(msgspec.structs.replace(limits, disk=0))
+        return Reservoir(msgspec.structs.replace(limits, disk=0), untold=untold)
     return reservoir
 
 

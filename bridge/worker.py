@@ -71,7 +71,9 @@ class Worker:
             self.bus,
             self.notices,
             self.metrics,
-            open_reservoir(settings.events, self.identity.state_dir / f"{self.id}.spill"),
+            open_reservoir(
+                settings.events, self.identity.state_dir / f"{self.id}.spill", lasting=not self.identity.temporary
+            ),
         )
         self.calls = CallTable()
         self.deadlines = Deadlines()

@@ -271,15 +271,34 @@ class DurableTopics(Protocol):
         On Redis, where ``XADD`` creates the key, there is nothing to do.
         """
 
-    async def append_many(
-        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
-    ) -> None:
-        """Append a batch in order and return when the broker has acknowledged every message of it.
+    def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> Appender:
+        """A new pipeline into the stream; ``changed`` is called when more is confirmed, and when it broke off."""
 
-        JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window; the first refused or
-        missing ack stops the window. Redis: one pipeline of ``XADD <key> MAXLEN ~``, fields ``topic``, ``id``,
-        ``type``, ``data`` and the message's headers. Raises ``BusUnavailable`` and ``MessageTooLarge`` when nothing was
-        written, else ``PublishFailed``: the caller goes on from the first unconfirmed message, in order.
-        Batches follow each other; a caller that wants order has one in flight. ``allowed`` is asked before every write
-        but the first: where it says False no more is written (``PublishFailed``, or ``PublishWithdrawn`` before any).
+
+class Appender(Protocol):
+    """A pipeline of messages into one stream, in order, used until it breaks off and then thrown away.
+
+    ``written`` messages were handed over since it began, the first ``confirmed`` of them are at the broker. When
+    ``failure`` says why it broke off (a refusal, a missing ack, a broken connection), what lies between the two is in
+    doubt: the caller goes on from the first unconfirmed message with a new pipeline. It never repeats anything itself.
+    Where it is ``oversized`` the first unconfirmed message is over a limit of the stream itself: it is never taken.
+
+    JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window. Redis: a transaction of ``XADD
+    <key> MAXLEN ~`` for each batch, fields ``topic``, ``id``, ``type``, ``data`` and the message's headers.
+    """
+
+    written: int
+    confirmed: int
+    failure: str
+    oversized: bool
+
+    async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
+        """Write a batch behind what is written, as soon as there is room in the window for it.
+
+        Asks ``allowed`` before every write: where it says False no more is written. Raises ``PublishWithdrawn`` and
+        ``MessageTooLarge`` when nothing of the batch was written, ``BusUnavailable`` when the pipeline has broken off:
+        ``written`` says whether that was before, amid or behind the batch.
         """
+
+    def close(self) -> None:
+        """Take note of nothing more."""

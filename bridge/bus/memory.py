@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakValueDictionary
 
+from bridge.bus.appending import Pipeline
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
@@ -282,20 +283,38 @@ class MemoryBus:
         self._check_connected()
         self.broker.streams.setdefault(stream.name, [])
 
-    async def append_many(
-        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
-    ) -> None:
-        """See ``DurableTopics``; messages with an id that the stream has are dropped."""
-        self._check_connected()
-        kept = self.broker.streams.setdefault(stream.name, [])
-        known = {message.id for message in kept if message.id}
+    def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> MemoryAppender:
+        """See ``DurableTopics``."""
+        return MemoryAppender(self, stream, changed)
+
+
+class MemoryAppender(Pipeline):
+    """See ``Appender``; messages with an id that the stream has are dropped."""
+
+    def __init__(self, bus: MemoryBus, stream: StreamSpec, changed: Callable[[], None]) -> None:
+        super().__init__(changed)
+        self._bus = bus
+        self._stream = stream
+
+    async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
+        """See ``Appender``."""
+        self.check()
+        if not self._bus.connected:
+            self.fail("not connected to the memory broker")
+            self.check()
         for message in batch:
-            _check_size(len(message.payload), self.max_payload)
+            _check_size(len(message.payload), self._bus.max_payload)
+        if allowed is not None and not allowed():
+            raise PublishWithdrawn
+        kept = self._bus.broker.streams.setdefault(self._stream.name, [])
+        known = {message.id for message in kept if message.id}
         for message in batch:
             if message.id not in known:
                 kept.append(message)
                 if message.id:
                     known.add(message.id)
+        self.written += len(batch)
+        self.confirm(self.written)
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -141,6 +141,8 @@ class NodeSteward:
             buffer.gate = self._may_publish
         self._inherited = mark.identity if mark is not None else ""
         self._base = self.relay.mark
+        for buffer in self.relay.buffers:
+            buffer.own_up(mark.token if mark is not None else 0)
         kept = self.feed.take(right.token, mark, overlapped=overlapped)
         log.info("events are published", node=self.name, epoch=self.relay.epoch, kept=kept)
         self._calls_kept = -1
@@ -158,7 +160,7 @@ class NodeSteward:
         self._continuity.stop()
         self.feed.stop()
         for buffer in self.relay.buffers:
-            buffer.discard()
+            buffer.discard(time.time())
         self._spawn(self._leave_queue())
 
     async def give(self, timeout: float) -> Mark:
@@ -180,7 +182,7 @@ class NodeSteward:
         self.feed.ring.head = self.feed.ring.head or mark.identity
         if not clean:
             for buffer in self.relay.buffers:
-                buffer.discard()
+                buffer.discard(time.time())
         await self._keep_calls()
         self.right = None
         return mark

@@ -132,8 +132,8 @@ class Backlog:
         if parcel.chunks is not None and parcel in self.parcels and parcel is not self.parcels[0]:
             self._free(parcel)
 
-    def take(self) -> list[Chunk] | None:
-        """The chunks of the oldest parcel; None while they are being read."""
+    def take(self) -> tuple[list[Chunk], list[Loss]] | None:
+        """The chunks of the oldest parcel and the losses in front of them; None while they are being read."""
         parcel = self.parcels[0]
         chunks = parcel.chunks
         if chunks is None:
@@ -145,18 +145,16 @@ class Backlog:
         if parcel.adopted:
             for chunk in chunks:
                 chunk.read = 0
-        if self._keep and parcel.stored:
+        if self._keep and parcel.stored and chunks:
             for chunk in chunks:
                 chunk.parcel = parcel.number
             self._due[parcel.number] = len(chunks)
         else:
             self._delete(parcel)
         self.stored -= parcel.size
-        if chunks:
-            chunks[0].holes = parcel.holes or None
         if self.parcels and self.parcels[0].chunks is None:
             self._load(self.parcels[0])
-        return chunks
+        return chunks, parcel.holes
 
     def settled(self, number: int) -> None:
         """A chunk of a parcel needs the disk no more; with the last one the parcel is deleted."""
@@ -224,14 +222,6 @@ class Backlog:
         parcel = self.parcels[index]
         add_loss(parcel.holes, loss)
         self._spill.note(parcel.number, parcel.holes)
-
-    def discard(self) -> None:
-        """Forget everything, also what is in flight."""
-        while self.parcels:
-            self.drop(0, 0.0)
-        for number in self._due:
-            self._spill.delete(number)
-        self._due.clear()
 
     def _hold(self, change: int) -> None:
         self.held += change

@@ -99,6 +99,7 @@ class EventBuffer(ChunkRow):
             size += chunk.size
             events += len(chunk.messages)
             self._tell(chunk)
+            chunk.before = self._last_taken
             self._last_taken = identity_of(chunk.messages[-1])
         if taken:
             self._grow(-events, -size)
@@ -108,9 +109,15 @@ class EventBuffer(ChunkRow):
     def _refill(self) -> bool:
         """Bring the next of what waits behind to the front; False where there is none yet."""
         if self.backlog:
-            chunks = self.backlog.take()
-            if chunks is None:
+            found = self.backlog.take()
+            if found is None:
                 return False
+            chunks, holes = found
+            if chunks:
+                chunks[0].holes = holes or None
+            else:  # the disk was damaged: there is nothing that they could stand in front of
+                for loss in holes:
+                    self.lose(loss)
             self._head.extend(chunks)
             self._grow(count_of(chunks), sum([chunk.size for chunk in chunks]))
             return True
@@ -124,10 +131,13 @@ class EventBuffer(ChunkRow):
         for chunk in reversed(chunks):
             if self._void:
                 self.settle(chunk, confirmed=False)
+                loss = Loss(chunk.epoch, "buffer", chunk.at, chunk.at, chunk.before, count=len(chunk.messages))
+                self.reservoir.untold.owe(self.node, [loss])
                 continue
             self._head.appendleft(chunk)
             self._grow(len(chunk.messages), chunk.size)
             self.in_flight -= len(chunk.messages)
+            self._last_taken = chunk.before
 
     def settle(self, chunk: Chunk, *, confirmed: bool) -> None:
         """A chunk that was taken has its end: the broker has it, or (told as a loss) nobody knows."""
@@ -175,44 +185,64 @@ class EventBuffer(ChunkRow):
         losses, self.losses = self.losses, []
         return losses
 
-    def discard(self) -> int:
-        """Forget what waits, and what is in flight and would come back: another worker publishes it.
+    def discard(self, now: float) -> int:
+        """Forget what waits for the topics: the node is another worker's, and whoever has it publishes it.
 
-        Nothing is told as a loss; returns how many events waited. What is bound for a stream stays: it goes there at
-        least once, when its gate is open again or, after a restart, from the disk.
+        Should it come back to us and nobody have had it, that is told as a loss. Returns how many events waited. What
+        is bound for a stream stays: it goes there at least once, when its gate is open again or, after a restart, from
+        the disk.
         """
         if self.lane:
             return 0
-        count = self.events
-        self._grow(-self._memory, -self._bytes)
-        self._head.clear()
-        self._tail.clear()
-        self._tail_bytes = 0
-        self._open, self._trailing, self._void = [], [], self.in_flight
-        if self.backlog is not None:
-            self.backlog.discard()
+        count = self._drop_rest(now)
+        self._void = self.in_flight
+        self._owe()
+        self.reservoir.untold.save()
         return count
 
-    def close(self, now: float) -> int:
-        """Give up what is left (the worker ends); returns how many events that were, and closes every loss.
+    def own_up(self, token: int) -> None:
+        """The node is ours again, after the one whose fencing token this is: tell what nobody has published."""
+        for loss in self.reservoir.untold.due(self.node, token):
+            add_loss(self.losses, loss)
+        if self.losses:
+            self.wake()
 
-        What can be spilled is not lost: the next run finds it.
+    def close(self, now: float) -> int:
+        """Give up what is left (the worker ends); returns how many events that were.
+
+        What is bound for a stream and can be spilled is not lost: the next run finds it. Every loss that is not told
+        yet waits for the next run.
         """
         backlog, dropped = self.backlog, 0
-        if backlog is not None and self.reservoir.can_spill(now):
+        if self.lane and backlog is not None and self.reservoir.can_spill(now):
             self._spill(self._tail)
             waiting = list(self._head)
             self._head.clear()
             self._grow(-count_of(waiting), -sum([chunk.size for chunk in waiting]))
             backlog.add_in_front(waiting)
-        else:
+        elif self.lane:
             dropped += self._drop_all(self._head, now) + self._drop_all(self._tail, now)
-        for loss in (*self._open, *self._trailing):
-            loss.before = loss.before or self._last_taken
-            self.losses.append(loss)
-        self._open, self._trailing = [], []
+        else:
+            dropped += self._drop_rest(now)
+        self._owe()
         self.reservoir.leave(self)
         return dropped
+
+    def _drop_rest(self, now: float) -> int:
+        """Drop all that waits, in memory and on disk; returns its events."""
+        dropped = self._drop_all(self._head, now)
+        while self.backlog:
+            dropped += self.drop_parcel(0, now)
+        dropped += self._drop_all(self._tail, now)
+        return dropped
+
+    def _owe(self) -> None:
+        """What is lost and has no event behind it is told when the node is ours again."""
+        losses = [*self.losses, *self._open, *self._trailing]
+        for loss in losses:
+            loss.before = loss.before or self._last_taken
+        self.reservoir.untold.owe(self.node, losses)
+        self.losses, self._open, self._trailing = [], [], []
 
     # --- for the reservoir -----------------------------------------------------------------------------
 

@@ -44,7 +44,8 @@ class Chunk(msgspec.Struct, gc=False):
     """Consecutive events of one link: ``size`` in bytes, ``at`` the Unix time when they were read.
 
     ``holes`` are losses between the chunk before and this one; ``parcel`` is the number of the parcel on disk that
-    goes when the broker has the chunk (0: none); ``read`` numbers the socket reads of this run (0: an earlier one).
+    goes when the broker has the chunk (0: none); ``read`` numbers the socket reads of this run (0: an earlier one);
+    ``before`` is the identity of the event that left before it, known when it was taken.
     """
 
     epoch: str
@@ -54,6 +55,7 @@ class Chunk(msgspec.Struct, gc=False):
     holes: list[Loss] | None = None
     parcel: int = 0
     read: int = 0
+    before: str = ""
 
 
 def add_loss(losses: list[Loss], loss: Loss) -> None:

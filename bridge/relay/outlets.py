@@ -1,7 +1,7 @@
 """The ways to the bus: one write for all that waits, and a book of what is not confirmed yet.
 
-On topics what is in doubt is told and never sent again; on a stream it is sent again, with the same id, in order.
-This room never makes an event, and never drops one for want of room.
+What an outlet is, and the one to the topics: there what is in doubt is told and never sent again. This room never makes
+an event, and never drops one for want of room.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Protocol
 
 import structlog
 
-from bridge.bus.base import Bus, DurableTopics, Message, StreamSpec
-from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
+from bridge.bus.base import Bus, Message
+from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Chunk, Loss, share_of
+from bridge.relay.chunks import Chunk, Loss, identity_of, share_of
 from bridge.relay.notices import NoticeBoard
 
 log = structlog.get_logger(__name__)
@@ -33,11 +33,8 @@ LEAST_SHARE = 64 * 1024
 WATCH_INTERVAL = 1.0
 # How soon confirmations are looked for when nothing more is written, in seconds.
 SETTLE_DELAY = 0.02
-# How long a stream that takes nothing is left alone, in seconds.
-RETRY_DELAY = 0.2
-REFUSED_DELAY = 5.0
 
-_Parts = list[tuple[EventBuffer, list[Chunk]]]
+Parts = list[tuple[EventBuffer, list[Chunk]]]
 
 
 class PublishMeter(Protocol):
@@ -54,10 +51,6 @@ class PublishMeter(Protocol):
 
     def gap(self, node: str, reason: str) -> None:
         """A loss was told."""
-
-
-class DurableBus(Bus, DurableTopics, Protocol):
-    """A bus that also keeps topics."""
 
 
 class Outlet(ABC):
@@ -118,9 +111,9 @@ class Outlet(ABC):
     async def _publish_all(self) -> None:
         """Write what waits; return when nothing does, or when the bus is away."""
 
-    def _gather(self, batch: list[Message]) -> _Parts:
+    def _gather(self, batch: list[Message]) -> Parts:
         """Take one write's worth out of the buffers that may be published from."""
-        parts: _Parts = []
+        parts: Parts = []
         share = max(LEAST_SHARE, BATCH_SIZE // max(1, len(self._buffers)))
         for buffer in self._buffers:
             if buffer.events and buffer.gate():
@@ -133,16 +126,16 @@ class Outlet(ABC):
                 self.on_loss(buffer)
         return parts
 
-    def _put_back(self, parts: _Parts) -> None:
+    def _put_back(self, parts: Parts) -> None:
         for buffer, chunks in parts:
             buffer.put_back(chunks)
 
-    def _note_lag(self, parts: _Parts) -> None:
+    def _note_lag(self, parts: Parts) -> None:
         now = time.time()
         for buffer, chunks in parts:
             self._meter.event_lag(buffer.node, now - chunks[-1].at)
 
-    def _confirmed(self, parts: _Parts) -> None:
+    def _confirmed(self, parts: Parts) -> None:
         for buffer, chunks in parts:
             count = 0
             for chunk in chunks:
@@ -171,7 +164,7 @@ class TopicOutlet(Outlet):
     def __init__(self, bus: Bus, notices: NoticeBoard, meter: PublishMeter) -> None:
         super().__init__(bus, meter, "topics")
         self._notices = notices
-        self._written: deque[tuple[int, _Parts]] = deque()
+        self._written: deque[tuple[int, Parts]] = deque()
         self._look: asyncio.TimerHandle | None = None
         bus.on_broken = self._broken
 
@@ -194,7 +187,7 @@ class TopicOutlet(Outlet):
                 self._look_idle()
                 return
             try:
-                number = await self._bus.publish_many(batch, partial(_allowed, parts))
+                number = await self._bus.publish_many(batch, partial(allowed, parts))
             except PublishWithdrawn:
                 # What may still be published is gathered anew; what may not waits behind its gate.
                 self._put_back(parts)
@@ -227,7 +220,7 @@ class TopicOutlet(Outlet):
         limit = self._bus.max_payload
         self._notices.put_back([one for one in self._notices.take() if self._bus.message_size(one) <= limit])
 
-    def _book_failure(self, parts: _Parts, notices: list[Message], failure: PublishFailed) -> None:
+    def _book_failure(self, parts: Parts, notices: list[Message], failure: PublishFailed) -> None:
         """What is confirmed is counted, what is in doubt is told, what was not written goes back."""
         confirmed, uncertain = failure.confirmed, failure.uncertain
         now = time.time()
@@ -279,78 +272,7 @@ class TopicOutlet(Outlet):
             self._confirmed(written.popleft()[1])
 
 
-class StreamOutlet(Outlet):
-    """Appends to one stream: a batch at a time, repeated from the first unconfirmed event until the broker has it."""
-
-    def __init__(self, bus: DurableBus, stream: StreamSpec, meter: PublishMeter) -> None:
-        super().__init__(bus, meter, stream.name)
-        self.stream = stream
-        self._durable = bus
-        self._there = False
-
-    async def _publish_all(self) -> None:
-        while self._bus.connected:
-            if not self._there and not await self._ensure():
-                continue
-            batch: list[Message] = []
-            parts = self._gather(batch)
-            if not batch:
-                self._look_idle()
-                return
-            try:
-                await self._durable.append_many(self.stream, batch, partial(_allowed, parts))
-            except PublishWithdrawn:
-                self._put_back(parts)
-                continue
-            except (BusUnavailable, asyncio.CancelledError) as error:
-                self._put_back(parts)
-                if isinstance(error, asyncio.CancelledError):
-                    raise
-                await asyncio.sleep(RETRY_DELAY)
-            except MessageTooLarge as error:
-                log.warning("the bus's limit shrank", reason=str(error))
-                self._put_back(parts)
-                self._drop_too_large()
-            except PublishFailed as failure:
-                log.warning("appending broke off", stream=self.stream.name, reason=str(failure))
-                self._go_back(parts, failure.confirmed)
-                self._there = False  # it may have been deleted
-                await asyncio.sleep(RETRY_DELAY)
-            else:
-                self._note_lag(parts)
-                self._confirmed(parts)
-
-    async def _ensure(self) -> bool:
-        try:
-            await self._durable.ensure_stream(self.stream)
-        except BusUnavailable:
-            await asyncio.sleep(RETRY_DELAY)
-        except BusRefused as error:
-            log.error("a stream is not to be had; its events wait", stream=self.stream.name, reason=str(error))
-            await asyncio.sleep(REFUSED_DELAY)
-        else:
-            self._there = True
-        return self._there
-
-    def _go_back(self, parts: _Parts, confirmed: int) -> None:
-        """Count what is confirmed; everything from the first unconfirmed event on is sent again."""
-        for buffer, chunks in parts:
-            rest: list[Chunk] = []
-            for chunk in chunks:
-                total = len(chunk.messages)
-                sure = min(confirmed, total)
-                confirmed -= sure
-                if sure:
-                    self._meter.events_published(buffer.node, sure)
-                if sure == total:
-                    buffer.settle(chunk, confirmed=True)
-                    continue
-                buffer.settle_part(chunk, sure, confirmed=True)
-                rest.append(part_of(chunk, sure))
-            buffer.put_back(rest)
-
-
-def _allowed(parts: _Parts) -> bool:
+def allowed(parts: Parts) -> bool:
     """Whether every node of a write may still be published; asked right before the bytes leave."""
     return all(buffer.gate() for buffer, _ in parts)
 
@@ -359,5 +281,5 @@ def part_of(chunk: Chunk, first: int) -> Chunk:
     """What is left of a chunk from its ``first``-th message on."""
     if not first:
         return chunk
-    left = chunk.messages[first:]
-    return Chunk(chunk.epoch, left, share_of(chunk, left), chunk.at, None, chunk.parcel, chunk.read)
+    left, before = chunk.messages[first:], identity_of(chunk.messages[first - 1])
+    return Chunk(chunk.epoch, left, share_of(chunk, left), chunk.at, None, chunk.parcel, chunk.read, before)

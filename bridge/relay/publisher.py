@@ -13,15 +13,18 @@ from collections.abc import Iterable
 from bridge.bus.base import Bus, DurableTopics, StreamSpec
 from bridge.errors import BusError
 from bridge.messages.notice import GapNotice, rfc3339
+from bridge.messages.topics import notice_topic
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Loss
 from bridge.relay.notices import NoticeBoard
-from bridge.relay.outlets import Outlet, PublishMeter, StreamOutlet, TopicOutlet
+from bridge.relay.outlets import Outlet, PublishMeter, TopicOutlet
 from bridge.relay.reservoir import Reservoir
 from bridge.relay.routes import RouteSettings
+from bridge.relay.stream_outlet import StreamOutlet
 
 # How often old events are looked for, in seconds.
 EXPIRY_INTERVAL = 1.0
+_GAPS = notice_topic(GapNotice.kind)
 
 
 class Publisher:
@@ -59,6 +62,7 @@ class Publisher:
 
         For a stream of one of the routes it is sent on; the rest is told as lost.
         """
+        self._notices.put_back(self.reservoir.untold.take_notices())
         streams = {route.stream.name: route.stream for route in routes if route.stream is not None}
         for node, lane in self.reservoir.left:
             if lane in streams:
@@ -103,7 +107,7 @@ class Publisher:
     async def stop(self, timeout: float) -> int:
         """Publish what is left for at most ``timeout`` seconds and have it confirmed; returns what was given up.
 
-        What is spilled to disk is not given up: the next run sends it on.
+        What waits for a stream and goes to disk is not given up: the next run sends it on, and tells the rest.
         """
         deadline = asyncio.get_running_loop().time() + timeout
         self.wake()
@@ -122,6 +126,7 @@ class Publisher:
             if dropped:
                 self._meter.events_dropped(buffer.node, "shutdown", dropped)
             lost += dropped
+        self.reservoir.untold.put_notices([one for one in self._notices.take() if one.topic == _GAPS])
         await self.reservoir.close()
         return lost
 

@@ -14,6 +14,7 @@ import msgspec
 from bridge.relay.backlog import PARCEL_SIZE, Backlog
 from bridge.relay.chunks import RANKS, DropPolicy, Loss, add_loss
 from bridge.relay.spill import Row, Spill
+from bridge.relay.untold import Untold
 
 if TYPE_CHECKING:
     from bridge.relay.buffer import EventBuffer
@@ -45,11 +46,15 @@ class BufferLimits(msgspec.Struct, frozen=True):
 class Reservoir:
     """The room that the buffers of a worker have in common.
 
-    ``on_drop(node, reason, count)`` is told of every event that is dropped for want of room.
+    ``on_drop(node, reason, count)`` is told of every event that is dropped for want of room, or was by an earlier run.
+    ``untold`` are the losses that wait for their node to be ours again.
     """
 
-    def __init__(self, limits: BufferLimits | None = None, spill: Spill | None = None) -> None:
+    def __init__(
+        self, limits: BufferLimits | None = None, spill: Spill | None = None, untold: Untold | None = None
+    ) -> None:
         self.limits = limits or BufferLimits()
+        self.untold = untold or Untold()
         self.events = 0
         self.size = 0
         self.on_drop: Callable[[str, str, int], None] = lambda node, reason, count: None
@@ -66,6 +71,7 @@ class Reservoir:
 
     def open(self) -> None:
         """Open the spill, before any buffer joins. Raises ``OSError``."""
+        self.untold.open()
         if self._spill is not None:
             for row in self._spill.open():
                 self._found.setdefault((row.node, row.lane), []).append(row)
@@ -73,10 +79,13 @@ class Reservoir:
     @property
     def left(self) -> list[tuple[str, str]]:
         """Node and lane of what an earlier run left on disk and no buffer has taken."""
-        return list(self._found)
+        joined = {buffer.node for buffer in self._buffers}
+        return [*self._found, *((node, "") for node in self.untold.nodes if node not in joined)]
 
     async def close(self) -> None:
-        """Finish writing and close the spill."""
+        """Finish writing and close the spill; what nobody will ever be told is in the log."""
+        if not self.untold.save():
+            self.untold.log_lost()
         if self._spill is not None:
             await self._spill.close()
 
@@ -96,25 +105,28 @@ class Reservoir:
         rows = self._found.pop((buffer.node, buffer.lane), [])
         if buffer.lane:
             backlog.adopt(rows)
-        else:
+        elif rows:
             # A topic has no memory: who listened then does not listen for it now.
-            self._give_up(buffer, rows)
+            self.untold.owe(buffer.node, self._give_up(buffer, rows))
+            self.untold.save()
         return backlog
 
     def give_up(self, node: str, lane: str, buffer: EventBuffer) -> None:
         """Drop what an earlier run left for a lane that is no more; the buffer tells it."""
-        self._give_up(buffer, self._found.pop((node, lane), []))
+        for loss in self._give_up(buffer, self._found.pop((node, lane), [])):
+            add_loss(buffer.losses, loss)
+        if not lane:
+            buffer.own_up(0)
 
-    def _give_up(self, buffer: EventBuffer, rows: list[Row]) -> None:
-        assert self._spill is not None or not rows
+    def _give_up(self, buffer: EventBuffer, rows: list[Row]) -> list[Loss]:
+        losses: list[Loss] = []
         for row in rows:
-            for loss in row.holes:
-                add_loss(buffer.losses, loss)
-            add_loss(buffer.losses, Loss(row.epoch, "buffer", row.start, row.end, after=row.last, count=row.events))
+            losses += (*row.holes, Loss(row.epoch, "buffer", row.start, row.end, count=row.events))
             self.on_drop(buffer.node, "buffer", row.events)
         for number in {row.number for row in rows}:
             if self._spill is not None:
                 self._spill.delete(number)
+        return losses
 
     def leave(self, buffer: EventBuffer) -> None:
         """Forget a buffer."""

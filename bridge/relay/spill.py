@@ -1,4 +1,4 @@
-"""Events on disk: parcels of chunks in an SQLite file, written and read by a thread of its own.
+"""Events on disk: parcels of chunks, their index an SQLite file, written and read by a thread of its own.
 
 This room never decides what is spilled or dropped, and never lets the event loop wait for the disk.
 """
@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 import structlog
 
-from bridge.bus.base import Message
 from bridge.relay.chunks import RANKS, Chunk, Loss, count_of, identity_of, rank_of, share_of
+from bridge.relay.parcel_files import ParcelFiles, Piece
 
 log = structlog.get_logger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 # Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
 _STRIDE = 1 << 20
 _SWITCH_INTERVAL = 0.0005
@@ -32,7 +32,7 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS parcel (
     id INTEGER PRIMARY KEY, node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
     epoch TEXT NOT NULL, events INTEGER NOT NULL, size INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
-    start REAL NOT NULL, end REAL NOT NULL, body BLOB NOT NULL)
+    start REAL NOT NULL, end REAL NOT NULL, length INTEGER NOT NULL, checksum INTEGER NOT NULL)
 """
 _HOLES = "CREATE TABLE IF NOT EXISTS hole (number INTEGER PRIMARY KEY, losses BLOB NOT NULL)"
 _COLUMNS = "node, lane, number, rank, epoch, events, size, first, last, start, end"
@@ -58,20 +58,7 @@ class Row(msgspec.Struct):
     holes: list[Loss] = []
 
 
-class _Piece(msgspec.Struct, array_like=True):
-    """Part of a chunk: ``places`` says where its messages stood (empty: it is the whole chunk)."""
-
-    chunk: int
-    places: list[int]
-    epoch: str
-    size: int
-    at: float
-    messages: list[Message]
-    read: int
-
-
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[_Piece]).decode
 _decode_holes = msgspec.msgpack.Decoder(list[Loss]).decode
 Stored = Callable[[Exception | None], None]
 Loaded = Callable[[list[Chunk], Exception | None], None]
@@ -108,22 +95,25 @@ def _ids(number: int) -> tuple[int, int]:
     return number * RANKS, (number + 1) * RANKS
 
 
-def _pieces(chunks: list[Chunk], rank: int | None) -> Iterator[_Piece]:
+def _pieces(chunks: list[Chunk], rank: int, by_rank: bool) -> list[Piece]:
+    if not by_rank:
+        return [
+            Piece(index, [], one.epoch, one.size, one.at, one.messages, one.read) for index, one in enumerate(chunks)
+        ]
+    pieces = []
     for index, chunk in enumerate(chunks):
-        if rank is None:
-            yield _Piece(index, [], chunk.epoch, chunk.size, chunk.at, chunk.messages, chunk.read)
-            continue
         places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
         if places:
             some = [chunk.messages[place] for place in places]
-            yield _Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read)
+            pieces.append(Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read))
+    return pieces
 
 
-def _merge(bodies: Iterable[bytes]) -> list[Chunk]:
+def _merge(bodies: Iterable[list[Piece]]) -> list[Chunk]:
     """Put a parcel together again: the chunks in their order, each with the events that are left of it."""
-    pieces: dict[int, list[_Piece]] = {}
+    pieces: dict[int, list[Piece]] = {}
     for body in bodies:
-        for piece in _decode(body):
+        for piece in body:
             pieces.setdefault(piece.chunk, []).append(piece)
     chunks = []
     for _, parts in sorted(pieces.items()):
@@ -137,7 +127,7 @@ def _merge(bodies: Iterable[bytes]) -> list[Chunk]:
 
 
 class Spill:
-    """A file of parcels. ``open`` once, then everything is done in order by one thread.
+    """A file that is the index, and a folder of parcels. ``open`` once, then one thread does everything in order.
 
     Callbacks come on the event loop. ``failing`` is True while the last write failed.
     """
@@ -148,6 +138,7 @@ class Spill:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._file: sqlite3.Connection | None = None
+        self._bodies = ParcelFiles(path.with_name(path.name + ".parcels"))
         self._next = _STRIDE
         self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
         self._progress = threading.Event()
@@ -168,6 +159,7 @@ class Spill:
                 self.path.replace(self.path.with_name(self.path.name + ".broken"))
                 for ending in ("-wal", "-shm"):
                     self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+                self._bodies.put_aside()
                 return self._thread.submit(self._open).result()
             except sqlite3.Error as again:
                 raise OSError(f"{self.path}: {again}") from again
@@ -256,7 +248,6 @@ class Spill:
     def _open(self) -> list[Row]:
         file = sqlite3.connect(self.path, isolation_level=None)
         try:
-            file.execute("PRAGMA page_size=16384")  # bodies are large: half the cost of small pages
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=NORMAL")
             file.execute("PRAGMA journal_size_limit=4194304")
@@ -271,6 +262,7 @@ class Spill:
             holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
             for row in rows:
                 row.holes = holes.pop(row.number, [])
+            self._bodies.open([_id(row.number, row.rank) for row in rows])
         except BaseException:
             file.close()
             raise
@@ -283,22 +275,18 @@ class Spill:
         chunks = chunks_of()
         if chunks is None:
             return
-        values = [
-            (
-                _id(row.number, row.rank),
-                *msgspec.structs.astuple(row)[:-1],
-                _encode(list(_pieces(chunks, row.rank if by_rank else None))),
-            )
-            for row in rows
-        ]
-        marks = ", ".join("?" * len(values[0]))
-        self._file.execute("BEGIN")
+        ids = [_id(row.number, row.rank) for row in rows]
         try:
-            self._file.executemany(f"INSERT INTO parcel VALUES ({marks})", values)
-            self._file.execute("COMMIT")
+            values = [
+                (id, *msgspec.structs.astuple(row)[:-1], *self._bodies.write(id, _pieces(chunks, row.rank, by_rank)))
+                for id, row in zip(ids, rows, strict=True)
+            ]
+            # One statement: all ranks of a parcel, or none.
+            marks = ", ".join(["(" + ", ".join("?" * len(values[0])) + ")"] * len(values))
+            self._file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                self._file.execute("ROLLBACK")
+            for id in ids:
+                self._bodies.remove(id)
             raise
 
     def _note(self, number: int, losses: bytes) -> None:
@@ -307,21 +295,18 @@ class Spill:
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
-        bodies = self._file.execute("SELECT body FROM parcel WHERE id >= ? AND id < ? ORDER BY id", _ids(number))
-        return _merge(body for (body,) in bodies)
+        columns = "SELECT id, length, checksum FROM parcel WHERE id >= ? AND id < ? ORDER BY id"
+        return _merge(self._bodies.read(*row) for row in self._file.execute(columns, _ids(number)))
 
     def _delete(self, number: int, rank: int | None) -> None:
         assert self._file is not None
-        if rank is None:
-            self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", _ids(number))
-        else:
-            self._file.execute("DELETE FROM parcel WHERE id = ?", (_id(number, rank),))
-            if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is not None:
-                return
-        self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
-        if self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None:
-            self._file.execute("VACUUM")  # it is empty: the disk gets its room back
-            self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        first, end = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
+        gone = self._file.execute("SELECT id FROM parcel WHERE id >= ? AND id < ?", (first, end)).fetchall()
+        self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", (first, end))
+        for (id,) in gone:
+            self._bodies.remove(id)
+        if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is None:
+            self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
 
     def _close(self) -> None:
         if self._file is None:
@@ -329,5 +314,6 @@ class Spill:
         empty = self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None
         self._file.close()
         self._file = None
+        self._bodies.close()
         if empty:
             self.path.unlink(missing_ok=True)

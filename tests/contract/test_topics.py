@@ -10,6 +10,7 @@ import pytest
 
 from bridge.bus.base import BusState, DurableTopics, Message, Received, StreamSpec
 from bridge.errors import BusUnavailable, MessageTooLarge
+from tests.appending import append_all
 
 Eventually = Callable[..., Any]
 
@@ -180,5 +181,5 @@ async def test_durable_topics_take_batches(station: Any) -> None:
     stream = StreamSpec(f"{station.prefix}", f"{station.prefix}.stream", (f"{station.prefix}.durable.>",))
     await bus.ensure_stream(stream)
     await bus.ensure_stream(stream)
-    await bus.append_many(stream, messages(f"{station.prefix}.durable.A", 100))
-    await bus.append_many(stream, messages(f"{station.prefix}.durable.A", 100))
+    await append_all(bus, stream, messages(f"{station.prefix}.durable.A", 100))
+    await append_all(bus, stream, messages(f"{station.prefix}.durable.A", 100))

@@ -33,12 +33,12 @@ class House:
         self.broker = broker
         self.folder = folder
         self.until = until
-        self._stack = stack
+        self.stack = stack
 
     async def switch(self, **options: Any) -> SimulatedSwitch:
         switch = SimulatedSwitch(**{"heartbeat_interval": 0.5, **options})
         await switch.start()
-        self._stack.push_async_callback(switch.stop)
+        self.stack.push_async_callback(switch.stop)
         return switch
 
     def settings(self, *switches: SimulatedSwitch, **sections: dict[str, Any]) -> Settings:
@@ -60,13 +60,13 @@ class House:
         """A started worker; with ``ready`` it already serves."""
         worker = Worker(self.settings(*switches, **sections))
         await worker.start()
-        self._stack.push_async_callback(worker.stop)
+        self.stack.push_async_callback(worker.stop)
         if ready:
             await until(lambda: worker.ready[0] and len(worker.nodes.serving()) == len(switches))
         return worker
 
     async def client(self, **options: Any) -> Bridge:
-        return await self._stack.enter_async_context(Bridge(self.broker.url, **options))
+        return await self.stack.enter_async_context(Bridge(self.broker.url, **options))
 
 
 @asynccontextmanager

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import sys
+import urllib.request
 from typing import Any
 
 import nats
@@ -11,6 +14,7 @@ import pytest
 import redis.asyncio
 
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.simulator import SimulatedSwitch
 from bridge.worker import Worker
 from tests.integration.conftest import House
 
@@ -70,6 +74,94 @@ async def test_a_broker_that_dies_and_comes_back_costs_a_durable_delivery_nothin
     assert numbers(events, "kept") == list(range(600))
 
 
+async def test_a_broker_that_is_full_for_a_while_costs_a_durable_delivery_nothing(house: House) -> None:
+    """JetStream over its limit with ``discard: new``, Redis out of memory: events of any size, all there, in order."""
+    switch = await house.switch(heartbeat_interval=20.0)
+    full = await Fullness.of(house)
+    worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+    for number in range(600):
+        if number == 200:
+            await house.until(lambda: worker.metrics.totals["events_published"] > 100)
+            await full.begin()
+        switch.fire("CUSTOM", {"number": str(number), "filling": "x" * (number % 7 * 500)}, subclass="kept")
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    await house.until(lambda: worker.metrics.totals["events_received"] >= 600)
+    await house.until(lambda: sum(one.events for one in buffers(worker)) > 100)
+    assert worker.bus.connected
+    await full.end()
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream_of(house))
+    assert [int(one["data"]["number"]) for one in events if one["data"].get("Event-Subclass") == "kept"] == list(
+        range(600)
+    )
+    assert worker.metrics.totals["events_dropped"] == 0
+
+
+@pytest.mark.parametrize("house", ["nats"], indirect=True)
+async def test_an_event_that_a_stream_will_never_take_holds_nothing_up(house: House) -> None:
+    nc = await nats.connect(house.broker.url)
+    await nc.jetstream().add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_msg_size=6_000)
+    await nc.close()
+    switch = await house.switch(heartbeat_interval=20.0)
+    client = await house.client()
+    gaps: list[dict[str, Any]] = []
+    await client.bus.subscribe("fs.bridge.gap", lambda received: gaps.append(json.loads(received.payload)))
+    worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+    for number in range(50):
+        switch.fire("CUSTOM", {"number": str(number), "filling": "x" * (9_000 if number == 20 else 9)}, subclass="kept")
+    await house.until(lambda: gaps)
+    await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+    events = await stored(house.broker, stream_of(house))
+    assert numbers(events, "kept") == [number for number in range(50) if number != 20]
+    [gap] = gaps
+    assert {name: gap["data"][name] for name in ("reason", "count")} == {"reason": "too_large", "count": 1}
+    places = {event["data"].get("number"): event["id"] for event in events}
+    assert (gap["data"]["before"], gap["data"]["after"]) == (places["19"], places["21"])
+
+
+class Fullness:
+    """A broker that has no room between ``begin`` and ``end``."""
+
+    def __init__(self, broker: EmbeddedBroker) -> None:
+        self._broker = broker
+
+    @classmethod
+    async def of(cls, house: House) -> Fullness:
+        self = cls(house.broker)
+        if house.broker.kind == "nats":
+            await self._limit(700_000)
+        return self
+
+    async def begin(self) -> None:
+        """Redis has no room any more; the stream of JetStream is limited from the start."""
+        if self._broker.kind == "redis":
+            async with redis.asyncio.Redis(port=self._broker.port) as client:
+                await client.config_set("maxmemory-policy", "noeviction")
+                used = int((await client.info("memory"))["used_memory"])
+                await client.config_set("maxmemory", used + 100_000)
+
+    async def end(self) -> None:
+        """There is room again."""
+        if self._broker.kind == "redis":
+            async with redis.asyncio.Redis(port=self._broker.port) as client:
+                await client.config_set("maxmemory", 0)
+        else:
+            await self._limit(-1)
+
+    async def _limit(self, size: int) -> None:
+        client = await nats.connect(self._broker.url)
+        jetstream = client.jetstream()
+        options: dict[str, Any] = {"name": "FS_EVENTS", "subjects": ["fs.events.>"], "discard": "new"}
+        try:
+            if size > 0:
+                await jetstream.add_stream(max_bytes=size, **options)
+            else:
+                await jetstream.update_stream(max_bytes=-1, **options)
+        finally:
+            await client.close()
+
+
 async def test_a_worker_that_restarts_sends_on_what_it_could_not(house: House) -> None:
     switch = await house.switch(heartbeat_interval=20.0)
     options: dict[str, Any] = {
@@ -122,3 +214,88 @@ async def test_routes_go_their_ways(house: House) -> None:
     await house.until(lambda: few)
     assert few == [b'{"number":"7"}']
     assert [one["sequence"] for one in events] == [f"{number:010d}" for number in range(1, 6)]
+
+
+async def test_a_worker_that_ends_while_the_bus_is_away_leaves_the_count_to_its_next_run(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    worker = await WorkerProcess.start(house, switch)
+    client = await house.client()
+    heard: list[Any] = []
+    await client.bus.subscribe("fs.events.*", heard.append)
+    switch.fire("CUSTOM", {"number": "-1"}, subclass="seen")
+    await house.until(lambda: any(b"seen" in one.payload for one in heard))
+    published = await worker.settled()
+    await house.broker.kill()
+    await house.until(lambda: not client.bus.connected)
+    last = json.loads(heard[-1].payload)
+    for number in range(200):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="unseen")
+    await house.until(lambda: worker.totals()["events_received"] >= published + 200)
+    read = worker.totals()["events_received"]
+    assert await worker.end() == 0
+    await house.broker.start()
+    await house.until(lambda: client.bus.connected)
+    gaps: list[dict[str, Any]] = []
+    await client.bus.subscribe("fs.bridge.gap", lambda received: gaps.append(json.loads(received.payload)))
+    again = await WorkerProcess.start(house, switch)
+    await house.until(lambda: any(one["data"]["reason"] == "buffer" for one in gaps))
+    [told] = [one for one in gaps if one["data"]["reason"] == "buffer"]
+    assert told["node"] == "fs1"
+    wanted = {"epoch": last["epoch"], "before": last["id"], "count": read - published}
+    assert {name: told["data"][name] for name in wanted} == wanted
+    assert told["data"].get("exact", True)
+    assert not list(house.folder.glob("*.untold"))
+    assert await again.end() == 0
+
+
+class WorkerProcess:
+    """``esl-bridge run`` as a process of its own, looked at through its page."""
+
+    def __init__(self, process: asyncio.subprocess.Process, page: str) -> None:
+        self._process = process
+        self._page = page
+
+    @classmethod
+    async def start(cls, house: House, switch: SimulatedSwitch, events: str = "") -> WorkerProcess:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            page = f"127.0.0.1:{free.getsockname()[1]}"
+        file = house.folder / "bridge.toml"
+        file.write_text(
+            f'[worker]\nid = "w1"\nstate_dir = "{house.folder}"\ndrain_timeout = 0.5\n'
+            f'[bus]\nurl = "{house.broker.url}"\n[fleet]\nlease_time = 4.0\n[http]\nlisten = "{page}"\n'
+            f'[events]\n{events}\n[[node]]\nname = "fs1"\nurl = "{switch.url}"\n'
+        )
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bridge", "run", "-c", str(file)), stderr=asyncio.subprocess.DEVNULL
+        )
+        worker = cls(process, page)
+        house.stack.push_async_callback(worker.end)
+        await house.until(lambda: any(node["role"] == "owner" for node in worker.look().get("nodes", ())))
+        return worker
+
+    def look(self) -> dict[str, Any]:
+        """What ``/nodes`` says; nothing while nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://{self._page}/nodes", timeout=5) as answer:
+                found: dict[str, Any] = json.load(answer)
+                return found
+        except OSError:
+            return {}
+
+    def totals(self) -> dict[str, int]:
+        found: dict[str, int] = self.look()["totals"]
+        return found
+
+    async def settled(self) -> int:
+        """Everything that was read is confirmed: how many events that are."""
+        async with asyncio.timeout(30):
+            while (totals := self.totals())["events_received"] != totals["events_published"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        return totals["events_published"]
+
+    async def end(self) -> int:
+        """SIGTERM; the exit code."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        async with asyncio.timeout(30):
+            return await self._process.wait()

@@ -136,6 +136,7 @@ class NatsBus(JetStream):
     def _lost(self) -> None:
         self.records.lost("the connection broke")
         self._durable.lost("the connection broke")
+        self.break_off("the connection broke")
         self.on_broken()
 
     def _confirm(self, number: int) -> None:

@@ -18,7 +18,7 @@ from nats.aio.transport import TcpTransport
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
 from bridge.bus.base import Message
-from bridge.bus.nats.reading import FastParser, IncomingHandler
+from bridge.bus.nats.reading import FastParser, IncomingHandler, RunHandler
 from bridge.bus.nats.render import render_batch, render_one
 
 
@@ -154,7 +154,10 @@ class DirectWire:
         subscription = await self._client.subscribe(subject, queue=queue, pending_bytes_limit=0)
         # The SUB is still pending or just written: no message can have come yet.
         subscription._pending_queue = _HandOver(self._parser, handler)
-        self._parser.handlers[b"%d" % subscription._id] = handler
+        sid = b"%d" % subscription._id
+        self._parser.handlers[sid] = handler
+        if isinstance(handler, RunHandler):
+            self._parser.runs[sid] = handler.pattern(sid), handler
         return subscription  # type: ignore[no-any-return]
 
     def unsubscribe(self, handle: Subscription) -> None:
@@ -164,7 +167,9 @@ class DirectWire:
 
     def forget(self, handle: Subscription) -> None:
         """See ``Wire``."""
-        if self._parser.handlers.pop(b"%d" % handle._id, None) is not None:
+        sid = b"%d" % handle._id
+        self._parser.runs.pop(sid, None)
+        if self._parser.handlers.pop(sid, None) is not None:
             handle._closed = True
             self._client._remove_sub(handle._id)
 

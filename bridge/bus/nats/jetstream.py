@@ -1,32 +1,23 @@
-"""JetStream: durable topics with windowed acks, and the check that no stream swallows a queue. Never consumes.
-
-The acks of all messages come to one inbox of our own; nats-py's ``publish_async`` costs 36 us a message, this 2 more
-than a plain publish.
-"""
+"""JetStream: its streams, made when they are absent, and the check that none swallows a queue. Never consumes."""
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import msgspec
 
-from bridge.bus.base import Message, StreamSpec
-from bridge.bus.nats.inbox import ask, is_no_responders
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.base import StreamSpec
+from bridge.bus.nats.inbox import ask
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
-from bridge.bus.nats.reading import Incoming
-from bridge.bus.nats.render import check_batch
-from bridge.errors import BusRefused, BusUnavailable, PublishFailed, PublishWithdrawn
+from bridge.bus.nats.pipeline import NatsAppender, Room, room_of
+from bridge.errors import BusRefused, BusUnavailable
 
 API = "$JS.API."
 API_TIMEOUT = 2.0
-ACK_TIMEOUT = 5.0
-"""Seconds without any ack after which the window has failed."""
-ACK_WINDOW = 1024
-"""Messages written and not acknowledged."""
+CREATE_TIMEOUT = 10.0
 SMALLEST_STREAM = 64 << 20
 """JetStream reserves ``max_bytes`` when a stream is made; where the server has less, less is asked for."""
 
@@ -54,20 +45,17 @@ class JetStream:
 
     def __init__(self, keeper: LinkKeeper, inbox_prefix: str) -> None:
         self._keeper = keeper
-        self._acks = f"{inbox_prefix}.{secrets.token_hex(11)}."
-        self._ack_listener = Listener(self._acks + "*", "", self._acknowledged)
-        self._listening = False
-        self._windows: list[_Window] = []
-        self._next_ack = 0
+        self._prefix = inbox_prefix
+        self._rooms: dict[str, Room | None] = {}
+        self._appenders: WeakSet[NatsAppender] = WeakSet()
 
     async def ensure_stream(self, stream: StreamSpec) -> None:
         """See ``DurableTopics``."""
         link = self._keeper.current()
-        answer = await ask(link, f"{API}STREAM.INFO.{stream.name}", b"", API_TIMEOUT)
-        if answer is None:
-            raise BusRefused("no answer from JetStream: it is not enabled, or we may not use it")
-        error = _decode(answer).get("error")
+        info = await self._info(link, stream)
+        error = info.get("error")
         if error is None:
+            self._rooms[stream.name] = room_of(info)
             return
         if error.get("err_code") != _NOT_FOUND:
             raise BusRefused(f"stream {stream.name}: {error.get('description')}")
@@ -94,115 +82,33 @@ class JetStream:
             "max_age": round(stream.max_age * 1e9),
             "duplicate_window": round(stream.duplicate_window * 1e9),
         }
-        answer = await ask(link, f"{API}STREAM.CREATE.{stream.name}", msgspec.json.encode(config), 2 * ACK_TIMEOUT)
+        answer = await ask(link, f"{API}STREAM.CREATE.{stream.name}", msgspec.json.encode(config), CREATE_TIMEOUT)
         if answer is None:
             raise BusUnavailable(f"no answer from JetStream to the creation of stream {stream.name}")
         error: dict[str, Any] | None = _decode(answer).get("error")
         return error
 
-    async def append_many(
-        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
-    ) -> None:
+    def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> NatsAppender:
         """See ``DurableTopics``."""
-        link = self._keeper.current()
-        check_batch(batch, link.wire.limit)
-        if not self._listening:
-            self._listening = True
-            await self._keeper.add(self._ack_listener)
-            link = self._keeper.current()
-        window = _Window(self._next_ack, len(batch))
-        self._next_ack += len(batch)
-        self._windows.append(window)
-        try:
-            await self._append(link, batch, window, allowed)
-        finally:
-            self._windows.remove(window)
 
-    async def _append(
-        self, link: NatsLink, batch: Sequence[Message], window: _Window, allowed: Callable[[], bool] | None
-    ) -> None:
-        written, total = 0, len(batch)
-        lost = asyncio.ensure_future(link.wait_lost())
-        try:
-            while window.confirmed < total:
-                if not link.alive:
-                    window.failure = "the connection broke"
-                if window.failure:
-                    break
-                end = min(total, window.confirmed + ACK_WINDOW)
-                if end > written:
-                    # Between two parts of a batch there may be seconds: the right to publish may have ended.
-                    if allowed is not None and not allowed():
-                        if not written:
-                            raise PublishWithdrawn
-                        window.failure = "the right to publish ended"
-                        break
-                    link.wire.add_batch(batch[written:end], self._acks, window.first + written)
-                    link.write()
-                    written = end
-                progress = asyncio.ensure_future(window.progress.wait())
-                await asyncio.wait((progress, lost), timeout=ACK_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
-                if not progress.done():
-                    progress.cancel()
-                    window.failure = "the connection broke" if lost.done() else f"no ack within {ACK_TIMEOUT:g} s"
-                window.progress.clear()
-        finally:
-            lost.cancel()
-        if window.confirmed < total:
-            if not written:
-                raise BusUnavailable(window.failure)
-            raise PublishFailed(
-                f"stream publish broke off: {window.failure}",
-                confirmed=window.confirmed,
-                uncertain=written - window.confirmed,
-            )
+        async def ask_room() -> Room | None:
+            info = await self._info(self._keeper.current(), stream)
+            return room_of(info)
 
-    def _acknowledged(self, message: Incoming) -> None:
-        number = int(message.subject[len(self._acks) :], 16)
-        for window in self._windows:
-            if window.first <= number < window.first + window.total:
-                data = message.data
-                if data.startswith(b'{"stream"') and b'"error"' not in data:
-                    window.acknowledge(number)
-                elif is_no_responders(message):
-                    window.fail("no stream captures this topic")
-                else:
-                    error = _decode(data).get("error") or {}
-                    if error:
-                        window.fail(str(error.get("description")))
-                    else:
-                        window.acknowledge(number)
-                return
+        one = NatsAppender(self._keeper, self._prefix, changed, self._rooms.get(stream.name), ask_room)
+        self._appenders.add(one)
+        return one
 
+    def break_off(self, reason: str) -> None:
+        """The connection broke: what is written and not acknowledged is in doubt."""
+        for one in list(self._appenders):
+            one.fail(reason)
 
-class _Window:
-    """Which messages of a batch are acknowledged; ``confirmed`` is the length of the unbroken front."""
-
-    def __init__(self, first: int, total: int) -> None:
-        self.first = first
-        self.total = total
-        self.confirmed = 0
-        self.failure = ""
-        self.progress = asyncio.Event()
-        self._ahead: set[int] = set()
-
-    def acknowledge(self, number: int) -> None:
-        index = number - self.first
-        if index != self.confirmed:
-            self._ahead.add(index)
-            return
-        index += 1
-        while index in self._ahead:
-            self._ahead.remove(index)
-            index += 1
-        self.confirmed = index
-        # The writer is woken when there is something to do for it: half a window, or the end.
-        if index == self.total or index % (ACK_WINDOW // 2) == 0:
-            self.progress.set()
-
-    def fail(self, reason: str) -> None:
-        self.failure = self.failure or reason
-        self.progress.set()
+    async def _info(self, link: NatsLink, stream: StreamSpec) -> dict[str, Any]:
+        answer = await ask(link, f"{API}STREAM.INFO.{stream.name}", b"", API_TIMEOUT)
+        if answer is None:
+            raise BusRefused("no answer from JetStream: it is not enabled, or we may not use it")
+        return _decode(answer)
 
 
 def _decode(answer: bytes | None) -> dict[str, Any]:

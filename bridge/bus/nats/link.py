@@ -50,7 +50,6 @@ class NatsLink:
         self._closing: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._faults: list[Exception] = []
-        self._gone = asyncio.Event()
         self._written = 0
         self._pinged = 0
         self._acknowledged = 0
@@ -187,10 +186,6 @@ class NatsLink:
         found = [uri.netloc for uri in self._client.discovered_servers]
         return [replace(self.server, address=f"nats://{where}") for where in found]
 
-    async def wait_lost(self) -> None:
-        """Return when the link is lost or closed."""
-        await self._gone.wait()
-
     async def room(self) -> None:
         """Wait until a confirmation came. Raises ``BusUnavailable`` when the link is lost."""
         if not self.alive:
@@ -257,7 +252,6 @@ class NatsLink:
 
     def _end(self, reason: str) -> None:
         self.alive = False
-        self._gone.set()
         for timer in (self._confirm_timer, self._life_timer):
             if timer is not None:
                 timer.cancel()

@@ -7,8 +7,9 @@ request or an ack of JetStream would cost more to receive than to serve.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
 
@@ -36,6 +37,20 @@ class Incoming(Protocol):
 
 
 IncomingHandler = Callable[[Incoming], None]
+
+
+@runtime_checkable
+class RunHandler(Protocol):
+    """A handler that takes many messages at once, as they are on the wire, where they look as it says."""
+
+    def pattern(self, sid: bytes) -> re.Pattern[bytes]:
+        """What a run of its messages looks like."""
+
+    def take_run(self, data: bytes, start: int, end: int) -> bool:
+        """Take the run between ``start`` and ``end``; False where its messages are wanted one by one after all."""
+
+    def __call__(self, message: Incoming) -> None:
+        """Take one message."""
 
 
 def parse_headers(block: bytes) -> dict[str, str]:
@@ -104,6 +119,7 @@ class FastParser(Parser):
     def __init__(self, client: Any) -> None:
         super().__init__(client)
         self.handlers: dict[bytes, IncomingHandler] = {}
+        self.runs: dict[bytes, tuple[re.Pattern[bytes], RunHandler]] = {}
         self._loop = asyncio.get_running_loop()
 
     async def parse(self, data: bytes = b"") -> None:
@@ -141,8 +157,13 @@ class FastParser(Parser):
         position, length = 0, len(data)
         handlers = self.handlers
         find = data.find
+        runs = self.runs.values()
         while True:
             if data.startswith(b"MSG ", position):
+                run_end = self._read_run(data, position) if runs else position
+                if run_end > position:
+                    position = run_end
+                    continue
                 line_end = find(b"\r\n", position)
                 if line_end < 0:
                     return position
@@ -182,6 +203,17 @@ class FastParser(Parser):
             else:
                 return position
             position = end + 2
+
+    def _read_run(self, data: bytes, start: int) -> int:
+        """Hand over a run of messages that somebody takes at once; returns where it ends."""
+        for pattern, handler in self.runs.values():
+            found = pattern.match(data, start)
+            if found is not None:
+                try:
+                    return found.end() if handler.take_run(data, start, found.end()) else start
+                except Exception as error:
+                    self.report(error)
+        return start
 
     def report(self, error: Exception) -> None:
         """A handler failed; that must not end the reader."""

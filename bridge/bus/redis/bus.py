@@ -21,13 +21,14 @@ from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.list_queue import ListQueue
-from bridge.bus.redis.publish import MAX_PAYLOAD, Publisher, StreamAppender
+from bridge.bus.redis.publish import MAX_PAYLOAD, Publisher
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.records import RedisRecords
 from bridge.bus.redis.replies import ReplyLanes
 from bridge.bus.redis.servers import servers_for
 from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.storage import RedisStorage
+from bridge.bus.redis.stream_appender import StreamAppender
 from bridge.bus.redis.stream_queue import StreamQueue
 from bridge.bus.redis.topics import Topics
 from bridge.bus.redis.watch import Share, Watch
@@ -102,7 +103,6 @@ class RedisBus:
         self._events.on_down = self._events_down
         self._events.on_absent = self._absent
         self._streams: dict[bytes, Link] = {}
-        self._appender = StreamAppender(self._stream_link)
         self._writers = Writers(self._servers, pulse=pulse, patience=silence)
         self._writers.on_change = self._tell_state
         self._writers.on_absent = self._absent
@@ -214,11 +214,9 @@ class RedisBus:
         """See ``DurableTopics.ensure_stream``: ``XADD`` creates the key."""
         self._stream_link(stream.key.encode())
 
-    async def append_many(
-        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
-    ) -> None:
-        """See ``DurableTopics.append_many``."""
-        await self._appender.append_many(stream, batch, allowed)
+    def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> StreamAppender:
+        """See ``DurableTopics.appender``."""
+        return StreamAppender(self._stream_link(stream.key.encode()), stream, self._worker, changed)
 
     # --- queues ------------------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ class Backoff:
 
 
 class Link:
-    """One connection, kept up. Every method belongs to the loop; none but ``write`` and ``close`` suspends."""
+    """One connection, kept up. Every method belongs to the loop; none but ``writable`` and ``close`` suspends."""
 
     def __init__(
         self,
@@ -157,14 +157,13 @@ class Link:
         wire.write(operation.commands)
         return True
 
-    async def write(self, operation: Operation) -> None:
-        """Write at once and wait until the socket has room again. Raises ``BusUnavailable``, see ``written``."""
+    async def writable(self) -> None:
+        """Return when the socket has room. Raises ``BusUnavailable`` when there is no connection, or it ends."""
         wire = self._wire
-        if wire is None or not wire.is_open:
+        if wire is not None and wire.is_open:
+            await wire.writable()
+        if wire is None or wire is not self._wire or not wire.is_open:
             raise BusUnavailable(self.reason or "the connection is closed")
-        self._book(operation, asyncio.get_running_loop().time())
-        wire.write(operation.commands)
-        await wire.writable()
 
     def fail(self, error: Exception) -> None:
         """Break the connection off because of ``error``; it will be opened again."""

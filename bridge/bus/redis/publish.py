@@ -1,4 +1,4 @@
-"""Batches of messages to topics and to streams: one write each, confirmed by Redis' replies.
+"""Batches of messages to topics: one write each, confirmed by Redis' replies.
 
 This room never sends a message twice, and never awaits one message by itself.
 """
@@ -9,10 +9,10 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 
-from bridge.bus.base import Message, StreamSpec
+from bridge.bus.base import Message
 from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.wire import REFUSALS, Reply, ReplyError
-from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
+from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishWithdrawn
 
 MAX_PAYLOAD = 64 * 1024 * 1024
 """Our own limit in bytes; Redis' is ``proto-max-bulk-len``, 512 MiB."""
@@ -53,6 +53,8 @@ class Publisher:
         size = len(commands)
         while self._unconfirmed and self._unconfirmed + size > self._window:
             await self._wait_settled(None)
+        # Before the write, not behind it: who is told to stop while he waits has written nothing.
+        await self._link.writable()
         if allowed is not None and not allowed():
             raise PublishWithdrawn
         self._number += 1
@@ -61,16 +63,8 @@ class Publisher:
             if not self._unconfirmed:
                 self.confirmed = number
             return number
-        operation = Operation(commands, len(batch), functools.partial(self._confirm, number, size))
         self._unconfirmed += size
-        try:
-            await self._link.write(operation)
-        except BusUnavailable as error:
-            if not operation.written:
-                self._unconfirmed = max(0, self._unconfirmed - size)
-                raise
-            sure = len(operation.got)
-            raise PublishFailed(str(error), confirmed=sure, uncertain=len(batch) - sure) from error
+        self._link.say(Operation(commands, len(batch), functools.partial(self._confirm, number, size)))
         return number
 
     async def flush(self, timeout: float) -> None:
@@ -130,75 +124,3 @@ class Publisher:
         head = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(name), name)
         self._heads[topic] = head
         return head
-
-
-class StreamAppender:
-    """Appends batches to stream keys; each call returns when all of its batch is confirmed."""
-
-    def __init__(self, link_for: Callable[[bytes], Link]) -> None:
-        self._link_for = link_for
-
-    async def append_many(
-        self, stream: StreamSpec, batch: Sequence[Message], allowed: Callable[[], bool] | None = None
-    ) -> None:
-        """See ``DurableTopics.append_many``."""
-        link = self._link_for(stream.key.encode())
-        if not link.connected:
-            raise BusUnavailable(link.reason)
-        if not batch:
-            return
-        if allowed is not None and not allowed():
-            raise PublishWithdrawn
-        finished: asyncio.Future[tuple[list[Reply], Exception | None]] = asyncio.get_running_loop().create_future()
-
-        def done(replies: list[Reply], error: Exception | None) -> None:
-            if not finished.done():
-                finished.set_result((replies, error))
-
-        operation = Operation(_render_entries(stream, batch), len(batch), done)
-        try:
-            await link.write(operation)
-        except BusUnavailable:
-            if not operation.written:
-                raise
-        replies, error = await finished
-        for sure, reply in enumerate(replies):
-            if isinstance(reply, ReplyError):
-                if reply.code in ("MOVED", "READONLY"):
-                    link.fail(BusUnavailable(str(reply)))
-                raise PublishFailed(str(reply), confirmed=sure, uncertain=len(replies) - sure)
-        if error is not None:
-            raise PublishFailed(str(error), confirmed=len(replies), uncertain=len(batch) - len(replies)) from error
-
-
-def _render_entries(stream: StreamSpec, batch: Sequence[Message]) -> bytes:
-    key = stream.key.encode()
-    trim = b"$6\r\nMAXLEN\r\n$1\r\n~\r\n$%d\r\n%d\r\n" % (len(str(stream.max_messages)), stream.max_messages)
-    if not stream.max_messages:
-        trim = b""
-    head = b"$4\r\nXADD\r\n$%d\r\n%b\r\n%b$1\r\n*\r\n$5\r\ntopic\r\n$" % (len(key), key, trim)
-    fixed = 13 + (3 if trim else 0)  # XADD, key, *, and five pairs
-    parts: list[bytes] = []
-    for message in batch:
-        if len(message.payload) > MAX_PAYLOAD:
-            raise MessageTooLarge(len(message.payload), MAX_PAYLOAD)
-        fields = _fields(message)
-        parts.append(b"*%d\r\n" % (fixed + 2 * len(message.headers)))
-        parts.append(head)
-        parts.append(fields)
-        parts.append(b"$4\r\ndata\r\n$%d\r\n" % len(message.payload))
-        parts.append(message.payload)
-        parts.append(b"\r\n")
-    return b"".join(parts)
-
-
-def _fields(message: Message) -> bytes:
-    topic, identity = message.topic.encode(), message.id.encode()
-    kind, encoding = message.type.encode(), message.content_type.encode()
-    text = b"%d\r\n%b\r\n$2\r\nid\r\n$%d\r\n%b\r\n$4\r\ntype\r\n$%d\r\n%b\r\n$12\r\ncontent_type\r\n$%d\r\n%b\r\n" % (
-        len(topic), topic, len(identity), identity, len(kind), kind, len(encoding), encoding,
-    )  # fmt: skip
-    for name, value in message.headers:
-        header, content = name.encode(), value.encode()
-        text += b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(header), header, len(content), content)
-    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +13,9 @@ from nats.js import JetStreamContext
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
-from bridge.bus.nats import jetstream, keeper
+from bridge.bus.nats import keeper, pipeline
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
+from tests.appending import append_all
 
 SPEC = StreamSpec("FS_EVENTS", "fs.events", ("fs.events.>",), max_messages=100_000, max_bytes=64 << 20)
 
@@ -73,7 +75,7 @@ async def test_less_is_asked_for_where_the_server_has_less(start_nats: Any, open
     await small.start()
     bus = await open_nats(small.url)
     await bus.ensure_stream(StreamSpec("BIG", "big", ("big.>",)))
-    await bus.append_many(SPEC, events(1, topic="big.a"))
+    await append_all(bus, SPEC, events(1, topic="big.a"))
 
 
 async def test_batches_are_stored_in_order_and_once(
@@ -81,8 +83,8 @@ async def test_batches_are_stored_in_order_and_once(
 ) -> None:
     bus = await open_nats(server.url)
     await bus.ensure_stream(SPEC)
-    await bus.append_many(SPEC, events(50))
-    await bus.append_many(SPEC, events(50, 25))  # what a worker sends again after a doubt
+    await append_all(bus, SPEC, events(50))
+    await append_all(bus, SPEC, events(50, 25))  # what a worker sends again after a doubt
     assert await stored(js) == list(range(75))
     message = await js.get_msg("FS_EVENTS", 1)
     assert message.headers == {"Nats-Msg-Id": "core:0", "Content-Type": "application/json"}
@@ -91,14 +93,14 @@ async def test_batches_are_stored_in_order_and_once(
 async def test_more_than_a_window(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
     bus = await open_nats(server.url)
     await bus.ensure_stream(SPEC)
-    await bus.append_many(SPEC, events(jetstream.ACK_WINDOW * 3 + 7))
-    assert (await js.stream_info("FS_EVENTS")).state.messages == jetstream.ACK_WINDOW * 3 + 7
+    await append_all(bus, SPEC, events(pipeline.ACK_WINDOW * 3 + 7))
+    assert (await js.stream_info("FS_EVENTS")).state.messages == pipeline.ACK_WINDOW * 3 + 7
 
 
 async def test_no_stream_captures_the_topic(server: EmbeddedBroker, open_nats: Any) -> None:
     bus = await open_nats(server.url)
     with pytest.raises(PublishFailed, match="no stream captures") as caught:
-        await bus.append_many(SPEC, events(3, topic="elsewhere"))
+        await append_all(bus, SPEC, events(3, topic="elsewhere"))
     assert (caught.value.confirmed, caught.value.uncertain) == (0, 3)
 
 
@@ -106,7 +108,7 @@ async def test_a_full_stream_stops_the_window(server: EmbeddedBroker, open_nats:
     await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_msgs=10, discard="new")
     bus = await open_nats(server.url)
     with pytest.raises(PublishFailed, match="maximum messages exceeded") as caught:
-        await bus.append_many(SPEC, events(3000))
+        await append_all(bus, SPEC, events(3000))
     assert caught.value.confirmed == 10
     assert caught.value.confirmed + caught.value.uncertain < 3000
     assert await stored(js) == list(range(10))
@@ -116,7 +118,7 @@ async def test_too_large_writes_nothing(server: EmbeddedBroker, open_nats: Any, 
     bus = await open_nats(server.url)
     await bus.ensure_stream(SPEC)
     with pytest.raises(MessageTooLarge):
-        await bus.append_many(SPEC, [*events(1), Message("fs.events.A", b"x" * bus.max_payload, "id")])
+        await append_all(bus, SPEC, [*events(1), Message("fs.events.A", b"x" * bus.max_payload, "id")])
     assert (await js.stream_info("FS_EVENTS")).state.messages == 0
 
 
@@ -125,19 +127,22 @@ async def test_a_broken_connection_leaves_a_doubt(
 ) -> None:
     bus = await open_nats(server.url)
     await bus.ensure_stream(SPEC)
-    await bus.append_many(SPEC, events(10))
+    told: list[int] = []
+    line = bus.appender(SPEC, lambda: told.append(line.confirmed))
+    await line.append(events(10))
+    await eventually(lambda: line.confirmed == 10)
     await freeze(server)
-    appending = asyncio.create_task(bus.append_many(SPEC, events(10, 10)))
-    await asyncio.sleep(0.05)
+    await line.append(events(10, 10))  # nobody confirms, and nobody waits for it
     await server.kill()
-    with pytest.raises(PublishFailed) as caught:
-        await appending
-    assert (caught.value.confirmed, caught.value.uncertain) == (0, 10)
+    await eventually(lambda: line.failure)
+    assert (line.confirmed, line.written) == (10, 20)
+    with pytest.raises(BusUnavailable, match="broke"):
+        await line.append(events(1, 20))
     with pytest.raises(BusUnavailable):
-        await bus.append_many(SPEC, events(10, 10))
+        await append_all(bus, SPEC, events(10, 10))
     await server.start()
     await eventually(lambda: bus.connected)
-    await bus.append_many(SPEC, events(10, 10))
+    await append_all(bus, SPEC, events(10, 10))
     client = await nats.connect(server.url)
     assert await stored(client.jetstream()) == list(range(20))
     await client.close()
@@ -146,11 +151,11 @@ async def test_a_broken_connection_leaves_a_doubt(
 async def test_missing_acks_are_noticed(
     server: EmbeddedBroker, open_nats: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jetstream, "ACK_TIMEOUT", 0.1)
+    monkeypatch.setattr(pipeline, "ACK_TIMEOUT", 0.1)
     bus = await open_nats(server.url)
     await bus.subscribe("nowhere.>", lambda _received: None)  # somebody listens, nobody acknowledges
     with pytest.raises(PublishFailed, match="no ack"):
-        await bus.append_many(SPEC, events(3, topic="nowhere.a"))
+        await append_all(bus, SPEC, events(3, topic="nowhere.a"))
 
 
 async def test_without_jetstream(start_nats: Any, open_nats: Any) -> None:
@@ -191,3 +196,41 @@ async def test_a_capture_found_later_is_told_and_cured(
     replies: list[bytes] = []
     await bus.request("esl.cmd", b"{}", "", lambda payload, _type: replies.append(payload))
     await eventually(lambda: replies == [b"here"])
+
+
+async def test_a_stream_that_gets_full_takes_nothing_behind_what_it_refused(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext, eventually: Any
+) -> None:
+    """Small messages would still fit where a large one does not."""
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_bytes=200_000, discard="new")
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    batch = [
+        Message("fs.events.A", b"%d%b" % (number, b" " * (3_000 if number % 3 else 10)), f"core:{number}")
+        for number in range(300)
+    ]
+    line = bus.appender(SPEC, lambda: None)
+    with contextlib.suppress(BusUnavailable):
+        for start in range(0, 300, 100):
+            await line.append(batch[start : start + 100])
+    await eventually(lambda: "maximum bytes" in line.failure)
+    kept = await stored(js)
+    assert kept == list(range(len(kept)))
+    assert len(kept) == line.confirmed > 50
+    await js.update_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_bytes=-1, discard="new")
+    await bus.ensure_stream(SPEC)
+    await append_all(bus, SPEC, batch[line.confirmed :])
+    assert await stored(js) == list(range(300))
+
+
+async def test_acks_of_many_kinds_are_counted(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:
+    """Duplicates and new ones in one window, in reads of any length."""
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    await append_all(bus, SPEC, events(500))
+    line = bus.appender(SPEC, lambda: None)
+    for start in range(0, 1_000, 50):
+        await line.append(events(50, start))
+    await line.until(0)
+    assert line.confirmed == 1_000
+    assert (await js.stream_info("FS_EVENTS")).state.messages == 1_000

@@ -16,6 +16,7 @@ from bridge.bus.nats import NatsFiles, keeper, link
 from bridge.bus.nats.direct import DirectWire
 from bridge.bus.nats.plain import PlainWire
 from bridge.errors import BusRefused, BusUnavailable, PublishFailed, PublishWithdrawn
+from tests.appending import append_all
 
 TWO_USERS = """
 authorization { users = [
@@ -356,11 +357,11 @@ async def test_an_append_stops_between_its_windows_when_the_right_ends(start_nat
     stream = StreamSpec("S", "s", ("a",))
     await bus.ensure_stream(stream)
     with pytest.raises(PublishWithdrawn):
-        await bus.append_many(stream, [Message("a", b"x")], lambda: False)
+        await append_all(bus, stream, [Message("a", b"x")], lambda: False)
     answers = iter([True])
     with pytest.raises(PublishFailed) as failed:
-        await bus.append_many(
-            stream, [Message("a", b"x", id=str(n)) for n in range(5000)], lambda: next(answers, False)
+        await append_all(
+            bus, stream, [Message("a", b"x", id=str(n)) for n in range(5000)], lambda: next(answers, False)
         )
     assert failed.value.confirmed + failed.value.uncertain == 1024
 

@@ -13,6 +13,7 @@ from bridge.bus.base import DurableTopics, Message, Received, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.redis import RedisBus
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
+from tests.appending import append_all
 
 pytestmark = pytest.mark.broker
 
@@ -124,7 +125,7 @@ async def test_a_batch_that_waits_when_the_connection_breaks_was_not_written(
         await waiting
 
 
-async def test_a_batch_that_breaks_off_while_it_is_written_says_what_is_in_doubt(
+async def test_a_batch_that_the_socket_does_not_take_is_in_doubt_when_the_server_dies(
     open_redis: Open, valkey_server: EmbeddedBroker, start_valkey: Any, queue: str, eventually: Eventually
 ) -> None:
     server = await start_valkey()
@@ -132,24 +133,29 @@ async def test_a_batch_that_breaks_off_while_it_is_written_says_what_is_in_doubt
     await bus.publish_many(batch(queue, 1))
     await bus.flush(10)
     server.pause()  # its socket fills up
-    writing = asyncio.create_task(bus.publish_many(batch(queue, 40, size=1024 * 1024)))
+    broken: list[int] = []
+    bus.on_broken = lambda: broken.append(bus.confirmed)
+    assert await bus.publish_many(batch(queue, 7, size=1024 * 1024)) == 2
+    waiting = asyncio.create_task(bus.publish_many(batch(queue, 1)))
     await eventually(lambda: bus._events.outstanding)
+    assert not waiting.done()
     await server.kill()
-    with pytest.raises(PublishFailed) as failure:
-        await writing
-    assert (failure.value.confirmed, failure.value.uncertain) == (0, 40)
+    with pytest.raises(BusUnavailable):
+        await waiting
+    assert broken == [1]
 
 
 async def test_a_message_over_the_limit_keeps_the_whole_batch_back(
     open_redis: Open, valkey_server: EmbeddedBroker, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridge.bus.redis.publish.MAX_PAYLOAD", 100)
+    monkeypatch.setattr("bridge.bus.redis.stream_appender.MAX_PAYLOAD", 100)
     bus: RedisBus = await open_redis(valkey_server.url)
     small, big = Message(f"{queue}.a", b"x" * 100), Message(f"{queue}.a", b"x" * 101)
     with pytest.raises(MessageTooLarge):
         await bus.publish_many([small, big])
     with pytest.raises(MessageTooLarge):
-        await bus.append_many(StreamSpec("X", f"{queue}.s"), [small, big])
+        await append_all(bus, StreamSpec("X", f"{queue}.s"), [small, big])
     assert await bus.publish_many([small]) == 1
     assert bus.message_size(big) == 101
 
@@ -182,7 +188,7 @@ async def test_durable_batches_are_appended_with_their_fields(
     message = Message(
         "fs.events.A", b"{}", id="i-1", type="org.x", content_type="application/json", headers=(("h", "ä"),)
     )
-    await bus.append_many(stream, [message, Message("fs.events.B", b"2")])
+    await append_all(bus, stream, [message, Message("fs.events.B", b"2")])
     (_, first), (_, second) = await client.xrange(stream.key)
     assert first == {
         b"topic": b"fs.events.A",
@@ -193,9 +199,9 @@ async def test_durable_batches_are_appended_with_their_fields(
         b"data": b"{}",
     }
     assert second[b"data"] == b"2"
-    await bus.append_many(stream, [])
+    await append_all(bus, stream, [])
     for _ in range(5):
-        await bus.append_many(stream, batch(queue, 500))
+        await append_all(bus, stream, batch(queue, 500))
     assert 1000 <= await client.xlen(stream.key) < 1400
     await client.delete(stream.key)
 
@@ -206,7 +212,7 @@ async def test_a_refused_append_says_how_far_it_came(
     bus: RedisBus = await open_redis(valkey_server.url)
     await client.set(f"{queue}.stream", "not a stream", ex=60)
     with pytest.raises(PublishFailed, match="WRONGTYPE") as failure:
-        await bus.append_many(StreamSpec("X", f"{queue}.stream", max_messages=0), batch(queue, 3))
+        await append_all(bus, StreamSpec("X", f"{queue}.stream", max_messages=0), batch(queue, 3))
     assert (failure.value.confirmed, failure.value.uncertain) == (0, 3)
     assert bus.connected
 
@@ -216,13 +222,89 @@ async def test_an_append_that_breaks_off_is_in_doubt(
 ) -> None:
     bus: RedisBus = await open_redis(proxy.url)
     stream = StreamSpec("X", f"{queue}.stream")
+    line = bus.appender(stream, lambda: None)
+    await line.append(batch(queue, 2))
+    await eventually(lambda: line.confirmed == 2)
     proxy.hold()
-    writing = asyncio.create_task(bus.append_many(stream, batch(queue, 3)))
+    await line.append(batch(queue, 3))
     await eventually(lambda: proxy.held)
     proxy.cut()
-    with pytest.raises(PublishFailed) as failure:
-        await writing
-    assert (failure.value.confirmed, failure.value.uncertain) == (0, 3)
-    assert await client.xlen(stream.key) == 3
+    await eventually(lambda: line.failure)
+    assert (line.confirmed, line.written) == (2, 5)
+    assert await client.xlen(stream.key) == 5
     proxy.open.set()
     await client.delete(stream.key)
+
+
+async def test_a_server_without_memory_takes_no_batch_behind_one_that_it_refused(
+    open_redis: Open, start_valkey: Any, eventually: Eventually
+) -> None:
+    server = await start_valkey()
+    bus: RedisBus = await open_redis(server.url)
+    stream = StreamSpec("X", "fs.events", max_messages=0)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        await client.config_set("maxmemory-policy", "noeviction")
+        line = bus.appender(stream, lambda: None)
+        await line.append([Message("t", b"0")])
+        await eventually(lambda: line.confirmed == 1)
+        await client.config_set("maxmemory", 1)
+        server.pause()
+        for number in (1, 2, 3):
+            await line.append([Message("t", b"%d" % number)])
+        server.resume()
+        await eventually(lambda: line.failure)
+        assert "OOM" in line.failure
+        await client.config_set("maxmemory", 0)
+        assert (line.confirmed, line.written) == (1, 4)
+        assert [fields[b"data"] for _, fields in await client.xrange("fs.events")] == [b"0"]
+        with pytest.raises(BusUnavailable):
+            await line.append([Message("t", b"9")])
+        await append_all(bus, stream, [Message("t", b"%d" % number) for number in range(1, 4)])
+        assert [fields[b"data"] for _, fields in await client.xrange("fs.events")] == [b"0", b"1", b"2", b"3"]
+
+
+async def test_a_batch_whose_forerunner_did_not_run_does_not_run(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus: RedisBus = await open_redis(valkey_server.url, worker="w1")
+    stream = StreamSpec("X", f"{queue}.s")
+    line = bus.appender(stream, lambda: None)
+    await line.append([Message("t", b"0")])
+    await eventually(lambda: line.confirmed == 1)
+    # As if the second had been refused: its number is still in the set when the third comes.
+    await client.sadd(f"{{{stream.key}}}.order.w1", 1)
+    await line.append([Message("t", b"2")])
+    await eventually(lambda: line.failure)
+    assert line.confirmed == 1
+    assert await client.xlen(stream.key) == 1
+    assert 0 < await client.ttl(f"{{{stream.key}}}.order.w1") <= 3600
+
+
+async def test_without_the_right_to_a_set_batches_go_one_by_one(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str
+) -> None:
+    user = queue.replace(".", "")
+    await client.execute_command("ACL", "SETUSER", user, "on", ">pw", f"~{queue}.s", "+@all", "allchannels")
+    bus: RedisBus = await open_redis(valkey_server.url.replace("redis://", f"redis://{user}:pw@"))
+    stream = StreamSpec("X", f"{queue}.s")
+    line = bus.appender(stream, lambda: None)
+    for _ in range(20):
+        await line.append(batch(queue, 3))
+        assert line.outstanding <= 3
+    await line.until(0)
+    assert await client.xlen(stream.key) == 60
+    await client.execute_command("ACL", "DELUSER", user)
+
+
+async def test_the_set_of_numbers_is_filled_again(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("bridge.bus.redis.stream_appender._NUMBERS", 3)
+    bus: RedisBus = await open_redis(valkey_server.url)
+    stream = StreamSpec("X", f"{queue}.s")
+    line = bus.appender(stream, lambda: None)
+    for number in range(10):
+        await line.append([Message("t", b"%d" % number)])
+    await line.until(0)
+    assert [int(fields[b"data"]) for _, fields in await client.xrange(stream.key)] == list(range(10))

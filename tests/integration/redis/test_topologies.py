@@ -17,6 +17,7 @@ from bridge.bus.base import Message, Received, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker, valkey_server_path
 from bridge.bus.redis import RedisBus
 from bridge.bus.redis.servers import key_slot
+from tests.appending import append_all
 
 pytestmark = pytest.mark.broker
 
@@ -88,7 +89,7 @@ async def test_a_cluster_does_everything(
         stream = StreamSpec("X", key)
         await worker.ensure_stream(stream)
         await eventually(lambda key=key: worker._stream_link(key.encode()).connected)
-        await worker.append_many(stream, [Message("fs.events.A", b"1")])
+        await append_all(worker, stream, [Message("fs.events.A", b"1")])
 
 
 async def swapped(bus: RedisBus, key: str, value: bytes) -> tuple[bool, bytes]:

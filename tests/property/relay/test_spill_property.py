@@ -17,8 +17,11 @@ from bridge.relay import backlog, buffer, reservoir
 from bridge.relay.chunks import Chunk, rank_of
 from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.spill import Spill
+from bridge.relay.untold import Untold
 
 NAMES = ("CHANNEL_HANGUP_COMPLETE", "CHANNEL_CREATE", "DTMF", "HEARTBEAT")
+
+EPOCH = "0000000000000001.000000000001.abcd"
 
 STEPS = st.lists(
     st.one_of(
@@ -51,7 +54,7 @@ class World:
 
     def open(self) -> None:
         self.spill = Spill(self.path)
-        self.reservoir = Reservoir(self.limits, self.spill)
+        self.reservoir = Reservoir(self.limits, self.spill, Untold(self.path.with_suffix(".untold")))
         self.reservoir.on_drop = self.drop
         self.reservoir.open()
         self.buffer = buffer.EventBuffer("fs1", lane=self.lane, reservoir=self.reservoir)
@@ -72,7 +75,7 @@ class World:
             kind = NAMES[number * 7 % len(NAMES)]
             messages.append(Message("t", b"x" * 50, f"core:{number}", f"org.freeswitch.{kind}"))
             self.added.append(f"core:{number}")
-        self.buffer.append(Chunk("e1", messages, count * 100, self.now))
+        self.buffer.append(Chunk(EPOCH, messages, count * 100, self.now))
         assert self.reservoir.size <= self.limits.size + count * 100 or len(self.buffer._head) < 2
 
     def take(self, limit: int, failing: int | None) -> None:
@@ -106,6 +109,7 @@ class World:
         self.note()
         await self.reservoir.close()
         self.open()
+        self.buffer.own_up(1)
         self.note()
 
     async def drain(self) -> None:
@@ -113,9 +117,10 @@ class World:
             self.take(100_000, None)
             await self.settle()
         self.dropped += self.buffer.close(self.now)
-        self.note()
+        self.told += sum(loss.count or 0 for loss in self.reservoir.untold.due("fs1", 1))
         await self.reservoir.close()
         assert not self.path.exists()
+        assert not self.path.with_suffix(".untold").exists()
 
 
 async def play(steps: list[tuple[str, int]], lane: str, drop: str, disk: int) -> World:

@@ -7,6 +7,7 @@ import pytest
 from bridge.bus.base import BusState, Message, StreamSpec
 from bridge.bus.memory import MemoryBus
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge
+from tests.appending import append_all
 
 
 async def turns(count: int = 5) -> None:
@@ -46,8 +47,8 @@ async def test_streams_keep_one_of_each_id() -> None:
     bus = MemoryBus("memory://streams")
     await bus.connect(1)
     stream = StreamSpec("S", "s")
-    await bus.append_many(stream, [Message("a", b"1", "one"), Message("a", b"2", "two")])
-    await bus.append_many(stream, [Message("a", b"2", "two"), Message("a", b"3"), Message("a", b"3")])
+    await append_all(bus, stream, [Message("a", b"1", "one"), Message("a", b"2", "two")])
+    await append_all(bus, stream, [Message("a", b"2", "two"), Message("a", b"3"), Message("a", b"3")])
     assert [message.payload for message in bus.broker.streams["S"]] == [b"1", b"2", b"3", b"3"]
 
 

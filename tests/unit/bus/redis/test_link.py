@@ -46,13 +46,14 @@ async def test_replies_go_to_their_operations_in_order(link: Link, told: Told, e
     await eventually(lambda: link.connected)
     for name, count in (("a", 1), ("b", 3), ("c", 2)):
         assert link.post(told.operation(name, count))
-    await link.write(told.operation("first"))
+    await link.writable()
+    assert link.say(told.operation("last"))
     await eventually(lambda: len(told.all) == 4)
     assert [(name, replies) for name, replies, _ in told.all] == [
-        ("first", [b"first"]),  # written at once, before what was gathered for the end of the turn
         ("a", [b"a"]),
         ("b", [b"b"] * 3),
         ("c", [b"c"] * 2),
+        ("last", [b"last"]),
     ]
 
 
@@ -83,7 +84,8 @@ async def test_nothing_is_posted_without_a_connection(server: Any, told: Told) -
     operation = told.operation("x")
     assert not link.post(operation)
     with pytest.raises(BusUnavailable):
-        await link.write(operation)
+        await link.writable()
+    assert not link.say(operation)
     assert not operation.written
 
 

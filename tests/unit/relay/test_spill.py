@@ -1,0 +1,107 @@
+"""The spill's files: what a writer that died left half done goes, what was damaged is told, a full disk is survived."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bridge.bus.base import Message
+from bridge.relay.buffer import EventBuffer
+from bridge.relay.chunks import Chunk
+from bridge.relay.reservoir import BufferLimits, Reservoir
+from bridge.relay.spill import Spill
+
+EPOCH = "0000000000000001.000000000001.abcd"
+
+
+class House:
+    """A stream's buffer with its disk, over restarts."""
+
+    def __init__(self, folder: Path, drop: str = "oldest") -> None:
+        self.path = folder / "w1.spill"
+        self.bodies = folder / "w1.spill.parcels"
+        self.spill = Spill(self.path)
+        self.reservoir = Reservoir(BufferLimits(disk=1 << 30, drop=drop), self.spill)  # type: ignore[arg-type]
+        self.reservoir.open()
+        self.buffer = EventBuffer("fs1", lane="FS_EVENTS", reservoir=self.reservoir)
+
+    def read(self, first: int, count: int) -> None:
+        messages = [Message("t", b"x" * 100, str(number)) for number in range(first, first + count)]
+        self.buffer.append(Chunk(EPOCH, messages, count * 500, 5.0))
+
+    async def end(self) -> int:
+        given_up = self.buffer.close(9.0)
+        await self.reservoir.close()
+        return given_up
+
+    async def rest(self) -> list[str]:
+        ready = asyncio.Event()
+        self.buffer.wake = ready.set
+        while not (chunks := self.buffer.take(1 << 30)):
+            if not self.buffer.events:
+                return []
+            ready.clear()
+            await ready.wait()
+        for chunk in chunks:
+            self.buffer.settle(chunk, confirmed=True)
+        return [one.id for chunk in chunks for one in chunk.messages]
+
+
+async def test_a_body_without_its_entry_is_removed(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.read(0, 3)
+    assert await house.end() == 0
+    (house.bodies / "77").write_bytes(b"a writer died over this")
+    again = House(tmp_path)
+    assert not (house.bodies / "77").exists()
+    assert await again.rest() == ["0", "1", "2"]
+    await again.end()
+    assert not again.bodies.exists()
+    assert not again.path.exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+async def test_a_damaged_body_is_told_with_its_count(tmp_path: Path, damage: str) -> None:
+    house = House(tmp_path)
+    house.read(0, 3)
+    await house.end()
+    [body] = house.bodies.iterdir()
+    text = body.read_bytes()
+    body.write_bytes(text[:-1] if damage == "cut" else text.replace(b"xxxx", b"xxxy", 1))
+    if damage == "gone":
+        body.unlink()
+    again = House(tmp_path)
+    assert again.buffer.events == 3
+    assert await again.rest() == []
+    again.read(3, 1)
+    assert await again.rest() == ["3"]
+    [loss] = again.buffer.take_losses()
+    assert (loss.reason, loss.count, loss.after) == ("buffer", 3, "3")
+    await again.end()
+    assert not again.path.exists(), "it is not told once more"
+
+
+async def test_an_index_that_cannot_be_read_is_put_aside_with_its_bodies(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.read(0, 3)
+    await house.end()
+    house.path.write_bytes(b"no database " * 1000)
+    again = House(tmp_path)
+    assert again.buffer.events == 0
+    assert (tmp_path / "w1.spill.broken").exists()
+    assert len(list((tmp_path / "w1.spill.parcels.broken").iterdir())) == 1
+    await again.end()
+
+
+@pytest.mark.parametrize("drop", ["oldest", "class"])
+async def test_a_body_that_cannot_be_written_leaves_nothing(tmp_path: Path, drop: str) -> None:
+    house = House(tmp_path, drop)
+    house.read(0, 3)
+    house.bodies.rmdir()
+    house.bodies.write_bytes(b"")  # the folder is not one
+    await house.end()
+    assert house.spill.failing
+    house.bodies.unlink()
+    assert House(tmp_path, drop).buffer.events == 0
