@@ -52,6 +52,8 @@ class Carriers:
         self.retry_at = 0.0
         """No attempt before this instant (loop time)."""
         self.last_error: EslError | None = None
+        self.reached = False
+        """Whether the last attempt to connect succeeded; False before the first."""
         self.unwanted: EslError | None = None
         """Set when the pool is closed."""
         self._pool = pool
@@ -63,6 +65,7 @@ class Carriers:
         self._tls = tls
         self._wanted: set[Need] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._knocked = False
 
     def __len__(self) -> int:
         return len(self.ready) + len(self.parked)
@@ -145,9 +148,16 @@ class Carriers:
             name = f"esl-command-{self._pool.node}"
             self.connecting = asyncio.get_running_loop().create_task(self._connect(), name=name)
 
+    def knock(self) -> None:
+        """Try to connect once, as soon as the back-off allows, although no command waits."""
+        if not self.ready:
+            self._knocked = True
+            self.grow(self._pool.time())
+
     async def _connect(self) -> None:
         pool = self._pool
         carrier = Carrier(pool)
+        self._knocked = False
         try:
             connection = await Connection.open(
                 pool.url, carrier, timeout=self.connect_timeout, tls=self._tls, buffer_size=COMMAND_BUFFER
@@ -169,18 +179,22 @@ class Carriers:
         carrier.open(connection, now)
         self.ready.append(carrier)
         self.last_error = None
+        self.reached = True
         for need in self._wanted:
             carrier.prepare(need)
         pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
         self.place_orphans()
         pool.advance(now)
+        pool.on_reached()
 
     def _failed(self, error: EslError) -> None:
         self.last_error = error
+        self.reached = False
         self.retry_at = self._pool.time() + self._backoff.delay(failure_class(error))
         if not self.ready:
             self._pool.fail_waiting(error)
         self.place_orphans()
+        self._pool.on_reached()
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
@@ -234,6 +248,7 @@ class Carriers:
     async def close(self, reason: EslError) -> None:
         """End all; each connection has a second to close its socket."""
         self.unwanted = reason
+        self.reached = False
         if self._retry is not None:
             self._retry.cancel()
         if self.connecting is not None:
@@ -277,6 +292,8 @@ class Carriers:
         self._retry = None
         self.place_orphans()
         self._pool.advance(self._pool.time())
+        if self._knocked and not self.ready:
+            self.grow(self._pool.time())
 
     def release_adopted(self) -> None:
         """Drop the filters of lost connections whose jobs are all over."""
