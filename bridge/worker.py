@@ -382,8 +382,7 @@ class Worker:
     def _resume(self) -> None:
         self.queues.resume()
         for steward in self.crew.stewards.values():
-            if steward.consumer is not None:
-                steward.consumer.resume()
+            steward.queue.resume()
 
     def _reply_came_late(self, reply: dict[str, Any]) -> None:
         self.metrics.late_reply()
