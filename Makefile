@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format check bench bench-commands bench-fleet soak soak-memory docs docs-site clean
+.PHONY: help demo test lint format check bench bench-commands bench-fleet soak soak-commands soak-memory docs docs-site clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  make %-14s %s\n", $$1, $$2}'
@@ -60,6 +60,9 @@ bench-fleet: $(VENV)/.dev ## Scale the fleet: make bench-fleet ARGS="--nodes 100
 
 soak: $(VENV)/.dev ## Kill, freeze and cut workers for minutes: make soak ARGS="--minutes 30 --bus redis"
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+soak-commands: $(VENV)/.dev ## Commands meanwhile, each reply judged: make soak-commands ARGS="--minutes 30 --street 'redis list'"
+	@$(BIN)/python -m tests.chaos.soak_commands $(ARGS)
 
 soak-memory: $(VENV)/.dev ## Whether a worker's memory stays flat under load and link cuts: make soak-memory ARGS="--minutes 20"
 	@$(BIN)/python -m tests.benchmarks.soak $(ARGS)

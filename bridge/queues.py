@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
@@ -25,16 +26,36 @@ AGAIN = 1.0
 A_MOMENT = 0.02
 
 
+class Reach(Protocol):
+    """Whether requests of the shared queues can be run from here (``bridge.reach`` fulfils it)."""
+
+    @property
+    def near(self) -> bool:
+        """Whether a node was reached."""
+
+    def able(self) -> bool:
+        """False while none is and another worker serves one: the requests are left to it."""
+
+
 class Queues:
     """One worker's. ``ledger`` is what it begins with, its own memory; ``instance`` names this life of the worker."""
 
     def __init__(
-        self, bus: Bus, relay: CommandRelay, commands: CommandSettings, *, scheme: str, instance: str, ledger: Ledger
+        self,
+        bus: Bus,
+        relay: CommandRelay,
+        commands: CommandSettings,
+        reach: Reach,
+        *,
+        scheme: str,
+        instance: str,
+        ledger: Ledger,
     ) -> None:
         self.names = commands.queues(scheme)
         self.ledger = ledger
         self._bus = bus
         self._relay = relay
+        self._reach = reach
         self._commands = commands
         self._instance = instance
         self._consumers: list[Consumer] = []
@@ -45,10 +66,10 @@ class Queues:
         """Whether the shared queues are consumed."""
         return len(self._consumers) == len(self.names)
 
-    async def take(self, serving: Callable[[], object], patience: float) -> None:
+    async def take(self, patience: float) -> None:
         """Choose the ledger and consume the shared queues; returns when that is done.
 
-        Before that it waits at most ``patience`` s for a node to serve: what came sooner would be answered
+        Before that it waits at most ``patience`` s for a node to be reached: what came sooner would be answered
         ``unavailable`` although another worker could have served it. Raises ``BusRefused`` where the broker refuses.
         """
         loop = asyncio.get_running_loop()
@@ -58,10 +79,11 @@ class Queues:
                 if not self._chosen.is_set():
                     await self._choose_ledger()
                     self._chosen.set()
-                while not serving() and loop.time() < deadline:  # noqa: ASYNC110 - the nodes are anybody's state
+                while not self._reach.near and loop.time() < deadline:
+                    self._reach.able()
                     await asyncio.sleep(A_MOMENT)
                 for name in self.names[len(self._consumers) :]:
-                    self._consumers.append(await self._consume(name, self._relay.room))
+                    self._consumers.append(await self._consume(name, self._room))
             except BusUnavailable as error:
                 log.warning("requests cannot be taken yet", reason=str(error))
                 await asyncio.sleep(AGAIN)
@@ -88,6 +110,9 @@ class Queues:
         """Everything is answered; what is not counts as lost."""
         if isinstance(self.ledger, SharedLedger):
             self.ledger.close()
+
+    def _room(self) -> int:
+        return self._relay.room() if self._reach.able() else 0
 
     async def _consume(self, name: str, room: Callable[[], int], *, one_of_many: bool = False) -> Consumer:
         def accept(delivery: Delivery) -> None:

@@ -26,6 +26,7 @@ from bridge.nodes import Node, NodeMaker, NodeOrders, Nodes
 from bridge.operations import Operations
 from bridge.ops.metrics import Metrics
 from bridge.queues import Queues
+from bridge.reach import Reach
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
 from bridge.relay.ledger import MemoryLedger
@@ -65,6 +66,7 @@ class Worker:
         self.metrics = Metrics()
         self.bus = self._open_bus()
         self.nodes = Nodes()
+        self.reach = Reach(self.nodes, self.id)
         self.notices = NoticeBoard(worker=self.id, instance=self.identity.instance, codec=settings.bus.codec)
         self.routes = event_settings(settings)
         self.publisher = Publisher(
@@ -114,10 +116,12 @@ class Worker:
             self.bus,
             self.commands,
             settings.commands,
+            self.reach,
             scheme=settings.bus.url.scheme,
             instance=self.identity.instance,
             ledger=self.ledger,
         )
+        self.reach.on_able = self.queues.resume
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
         self._bus_state: BusState | None = None
@@ -320,6 +324,7 @@ class Worker:
         """Begin with a node."""
         node = self.maker.make(settings)
         self.nodes.add(node)
+        self.reach.watch(node)
         self.crew.employ(node.name, node.url.redacted, node.tags, settings.pin, node.feed, node.link, node.pool)
 
     async def remove_node(self, name: str) -> None:
@@ -341,7 +346,7 @@ class Worker:
         await self._connected.wait()
         try:
             # A node's own queues are taken by its owner (crew/steward.py).
-            await self.queues.take(self.nodes.serving, self.settings.esl.esl_connect_timeout / 1000)
+            await self.queues.take(self.settings.esl.esl_connect_timeout / 1000)
         except BusError as error:
             log.error("requests cannot be taken", reason=str(error))
             if not self.failed.done():
@@ -382,8 +387,7 @@ class Worker:
     def _resume(self) -> None:
         self.queues.resume()
         for steward in self.crew.stewards.values():
-            if steward.consumer is not None:
-                steward.consumer.resume()
+            steward.queue.resume()
 
     def _reply_came_late(self, reply: dict[str, Any]) -> None:
         self.metrics.late_reply()

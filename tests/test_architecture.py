@@ -29,6 +29,7 @@ FLOORS = {
     "queues": 4,
     "operations": 4,
     "reload": 5,
+    "reach": 5,
     "crew": 4,
     "worker": 6,
     "cli": 7,

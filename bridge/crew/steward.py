@@ -15,6 +15,7 @@ import structlog
 
 from bridge.bus.base import Consumer
 from bridge.bus.storage import Storage
+from bridge.crew.node_queue import NodeQueue
 from bridge.errors import BusError
 from bridge.fleet.lease import Right
 from bridge.messages.fleet import Mark, NodeEntry
@@ -30,8 +31,6 @@ from bridge.switch.node import NodeChange, NodeState
 
 log = structlog.get_logger(__name__)
 
-QUEUE_GRACE = 2.0
-"""Seconds that the broker is listened to after the node's own queue was left."""
 LINE_CHECK = 0.05
 """Seconds between two looks whether the commands in the node's line are through, while it is handed over."""
 
@@ -68,7 +67,7 @@ class NodeSteward:
         self.feed = feed
         self.known = known
         self.right: Right | None = None
-        self.consumer: Consumer | None = None
+        self.queue = NodeQueue(name, consume, self._may_publish)
         self.storage: Storage | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._worker = worker
@@ -76,7 +75,6 @@ class NodeSteward:
         self._tags = tags
         self._continuity = continuity
         self._notices = notices
-        self._consume = consume
         self._in_line = in_line
         self._flush = flush
         self._warm = False
@@ -84,7 +82,6 @@ class NodeSteward:
         self._inherited = ""
         self._base = ""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queue_task: asyncio.Task[None] | None = None
         self._calls_kept = -1
         self._calls_task: asyncio.Task[None] | None = None
         feed.on_link_up = self._linked
@@ -105,7 +102,7 @@ class NodeSteward:
     @property
     def served(self) -> bool:
         """Whether the node's own queue is taken."""
-        return self._consume is None or self.consumer is not None
+        return self.queue.served
 
     def retag(self, tags: tuple[str, ...]) -> None:
         """Tell other tags from now on."""
@@ -147,7 +144,7 @@ class NodeSteward:
         log.info("events are published", node=self.name, epoch=self.relay.epoch, kept=kept)
         self._calls_kept = -1
         self._spawn(self._take_calls())
-        self._queue_task = asyncio.create_task(self._take_queue(), name=f"queue-{self.name}")
+        self.queue.take()
 
     def resume(self, right: Right) -> None:
         """See ``Hands``."""
@@ -161,13 +158,13 @@ class NodeSteward:
         self.feed.stop()
         for buffer in self.relay.buffers:
             buffer.discard(time.time())
-        self._spawn(self._leave_queue())
+        self.queue.leave()
 
     async def give(self, timeout: float) -> Mark:
         """See ``Hands``."""
         deadline = time.monotonic() + timeout
         self._continuity.stop()
-        await self._leave_queue()
+        await self.queue.leave()
         # The next owner takes the queue when the commands of this one have their outcome: break before make.
         while self._in_line(self.name) and time.monotonic() < deadline and self.right is not None:  # noqa: ASYNC110
             await asyncio.sleep(LINE_CHECK)
@@ -241,7 +238,7 @@ class NodeSteward:
     async def close(self) -> None:
         """The worker ends, or the node is gone."""
         self._continuity.stop()
-        await self._leave_queue()
+        await self.queue.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -282,25 +279,6 @@ class NodeSteward:
         with contextlib.suppress(BusError):
             await self.storage.write(f"node.{self.name}", "calls", self.known.encode())
             self._calls_kept = version
-
-    async def _take_queue(self) -> None:
-        while self._consume is not None and self._may_publish():
-            try:
-                self.consumer = await self._consume(self.name)
-                return
-            except BusError as error:
-                log.warning("the node's own queue cannot be taken", node=self.name, reason=str(error))
-                await asyncio.sleep(1.0)
-
-    async def _leave_queue(self) -> None:
-        task, self._queue_task = self._queue_task, None
-        if task is not None and not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        consumer, self.consumer = self.consumer, None
-        if consumer is not None:
-            await consumer.drain(QUEUE_GRACE)
 
     def _tell_drained(self) -> None:
         if self._drained is False and self._continuity.checked and not self.known and self.link.connected:

@@ -105,7 +105,9 @@ class CommandReply(msgspec.Struct, kw_only=True, omit_defaults=True):
     job: Annotated[str, Meta(description="Job-UUID")] = ""
     elapsed_ms: Annotated[float | None, Meta(description="From being queued to this reply, ms")] = None
     timing: Annotated[Timing | None, Meta(description="Where the time went")] = None
-    replayed: Annotated[bool, Meta(description="Answered from the ledger, or sent again")] = False
+    replayed: Annotated[
+        bool, Meta(description="Answered from the ledger, sent again, or taken over from another worker")
+    ] = False
     late: Annotated[bool, Meta(description="Sent after its timeout")] = False
     meta: Annotated[dict[str, object] | None, Meta(description="The request's own map")] = None
     replies: Annotated[list[CommandReply] | None, Meta(description="For to: all, one reply a node")] = None

@@ -56,6 +56,8 @@ class ReplyDesk:
         reply = self.word(exchange, result)
         if parts is not None:
             reply.replies = parts
+        if exchange.delivery.claimed:
+            reply.replayed = True  # whoever had it before may have answered, and wake up yet
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
         if not exchange.marked:
             self._send_final(exchange, reply, payload)
@@ -98,11 +100,15 @@ class ReplyDesk:
         self, exchange: Exchange, reply: CommandReply, payload: bytes, told: CommandReply | None = None
     ) -> None:
         hooks = self._hooks
-        if told is not None and told.status is not reply.status:
-            # Another worker took us for gone and answered: what we know comes late.
-            reply = msgspec.structs.replace(reply, late=True)
+        if told is not None:
+            # Another worker took us for gone and answered: what we know more comes late, else this is a second copy.
+            if told.executed is not reply.executed:
+                reply = msgspec.structs.replace(reply, late=True)
+                hooks.on_late(msgspec.to_builtins(reply))
+            else:
+                mine = {"id": reply.id, "meta": reply.meta, "elapsed_ms": reply.elapsed_ms, "timing": None}
+                reply = msgspec.structs.replace(told, replayed=True, **mine)
             reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
-            hooks.on_late(msgspec.to_builtins(reply))
         delivery, request = exchange.delivery, exchange.request
         try:
             headers = headers_of(reply, delivery.headers)
@@ -167,6 +173,8 @@ class ReplyDesk:
             return
         result = Result(Status.INVALID, Executed.NO, None, fault.reason)
         reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=None)
+        if delivery.claimed:
+            reply.replayed = True
         reply, payload = encode_within(reply, fault.codec, self._bus.max_payload)
         content_type = fault.codec.request_content_type
         headers = headers_of(reply, delivery.headers)

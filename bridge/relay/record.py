@@ -23,18 +23,24 @@ _HEAD: Final = 1 + _CONTENT
 class Entry(msgspec.Struct, frozen=True, gc=False):
     """A record, read: ``owner`` of a marker, or the ``reply`` kept; ``content`` is the request's fingerprint.
 
-    A ``lost`` marker took the place of a record of a command that may have run.
+    A ``lost`` marker took the place of a record of a command that may have run. ``number`` tells the owner's markers
+    from one another.
     """
 
     content: bytes
     owner: str = ""
+    number: int = 0
     lost: bool = False
     reply: CommandReply | None = None
 
 
-def mark(content: bytes, owner: str, *, lost: bool = False) -> bytes:
-    """The marker of a command that ``owner`` is about to write, or (``lost``) to tell of."""
-    return b"%b%b%b" % (LOST if lost else MARK, content, owner.encode())
+def mark(content: bytes, owner: str, number: int, *, lost: bool = False) -> bytes:
+    """The marker of a command that ``owner`` is about to write, or (``lost``) to tell of.
+
+    No two of an owner's are alike: one that is taken away because nobody knows whether it was set must not be the one
+    that was set for the same id since.
+    """
+    return b"%b%b%d %b" % (LOST if lost else MARK, content, number, owner.encode())
 
 
 def kept(content: bytes, reply: CommandReply) -> bytes:
@@ -49,7 +55,8 @@ def read(value: bytes) -> Entry | None:
         return None
     try:
         if value[:1] in (MARK, LOST):
-            return Entry(content, owner=rest.decode(), lost=value[:1] == LOST)
+            number, _, owner = rest.partition(b" ")
+            return Entry(content, owner=owner.decode(), number=int(number), lost=value[:1] == LOST)
         if value[:1] == KEPT:
             return Entry(content, reply=decode_reply(rest))
     except (BridgeError, ValueError):

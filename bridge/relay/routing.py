@@ -21,8 +21,16 @@ _AS_GOOD_AS = 0.95
 # Verbs that put a new call on the node.
 _STARTS_CALLS = frozenset({"originate"})
 
-# Nodes of the best state that there is are chosen from; those of other states never.
-_RANKS: Final[dict[str, int]] = {NodeState.UP: 0, NodeState.SUSPECT: 1, NodeState.SYNCING: 2, UNKNOWN: 3}
+# Nodes of the best state that there is are chosen from; those of other states never. CONNECTING says only that the
+# event link is not there yet (the worker began a moment ago, or the node changes hands): its pool finds out. So it
+# does of a node whose state nobody can tell.
+_RANKS: Final[dict[str, int]] = {
+    NodeState.UP: 0,
+    NodeState.SUSPECT: 1,
+    NodeState.SYNCING: 2,
+    NodeState.CONNECTING: 3,
+    UNKNOWN: 3,
+}
 _WORSE_THAN_ANY: Final = 4
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -51,6 +52,15 @@ class _Running:
         self.written_at = 0.0
 
 
+class _Refused(msgspec.Struct, frozen=True):
+    """An outcome that the broker refused to keep; ``over`` is our marker that it still has instead."""
+
+    content: bytes
+    reply: CommandReply
+    over: Record | None
+    expires: float
+
+
 class SharedLedger:
     """See ``Ledger``. ``instance`` names this life of this worker; outcomes are kept for ``window`` s.
 
@@ -61,7 +71,7 @@ class SharedLedger:
 
     def __init__(self, records: Records, *, instance: str, window: float, claim_after: float) -> None:
         self.unkept = 0
-        """Outcomes that the broker refused to keep."""
+        """Outcomes that the broker refused to keep, for a while or for good."""
         self.lasting = max(window, 3 * claim_after, SHORTEST)
         self._records = records
         self._instance = instance
@@ -69,10 +79,13 @@ class SharedLedger:
         self._claim_after = claim_after
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, _Running] = {}
-        self._leftovers: dict[str, bytes] = {}  # markers in doubt, of commands that did not run
+        self._doubts: dict[str, bytes] = {}  # markers that may have been set, of commands that did not run
+        self._leftovers: dict[str, set[bytes]] = {}  # those of them that are to be taken away
+        self._refused: OrderedDict[str, _Refused] = OrderedDict()  # outcomes that the broker did not take yet
         # Kept, and may still become known, as long as the broker has them.
         self._unknown = Lately[tuple[bytes, Record]](window, _MAX_UNKNOWN)
         self._timer: asyncio.TimerHandle | None = None
+        self._number = 0
 
     async def open(self) -> None:
         """Have the broker's memory ready. Raises ``BusUnavailable``, ``BusRefused``."""
@@ -94,7 +107,11 @@ class SharedLedger:
     def begin(self, key: str, content: bytes, answer: Answer, *, again: bool = False, claimed: bool = False) -> None:
         """See ``Ledger.begin``; ``claimed`` changes nothing: signs of life tell whether somebody is gone."""
         running = self._running.get(key)
-        if running is None:
+        refused = self._refused.get(key)
+        if refused is not None and refused.expires > self._loop.time():
+            # The broker has our marker only, as if it had never been written.
+            answer(*self._told_by(refused, content))
+        elif running is None:
             running = self._running[key] = _Running(content, again)
             running.waiting.append(answer)
             self._mark(key, running, None, Verdict.NEW, None)
@@ -103,21 +120,25 @@ class SharedLedger:
         else:
             running.waiting.append(answer)
 
+    @staticmethod
+    def _told_by(refused: _Refused, content: bytes) -> tuple[Verdict, CommandReply | None]:
+        return (Verdict.KEPT, refused.reply) if refused.content == content else (Verdict.DIFFERENT, None)
+
     def _mark(
         self, key: str, running: _Running, over: Record | None, verdict: Verdict, kept: CommandReply | None
     ) -> None:
         """Set our marker; where it is set, the first that waits gets the verdict."""
         # Over a command that may have run the marker says so: if the answer is lost it still must not run.
         lost = verdict is Verdict.LOST or kept is not None
-        value = record.mark(running.content, self._instance, lost=lost)
+        value = self._marker(key, running.content, lost=lost)
 
         def swapped(written: bool, found: Record | None, error: BusError | None) -> None:
             if error is not None:
                 if not lost:
-                    self._leftovers[key] = value
+                    self._doubts[key] = value
                 self._tell_all(key, Verdict.UNREACHABLE, None)
             elif written:
-                self._leftovers.pop(key, None)
+                self._doubts.pop(key, None)
                 running.record, running.written_at = found, self._loop.time()
                 running.waiting.pop(0)(verdict, kept)
             else:
@@ -125,6 +146,14 @@ class SharedLedger:
                 self._found(key, running, found, _LOOK_FIRST)
 
         self._records.swap(key, value, over, self.lasting, swapped)
+
+    def _marker(self, key: str, content: bytes, *, lost: bool = False) -> bytes:
+        """A marker like no other; one in doubt serves again, until it is taken away."""
+        doubted = self._doubts.get(key)
+        if doubted is not None and not lost and doubted.startswith(record.MARK + content):
+            return doubted
+        self._number += 1
+        return record.mark(content, self._instance, self._number, lost=lost)
 
     def _found(self, key: str, running: _Running, found: Record, wait: float) -> None:
         """The key is known to the broker."""
@@ -160,16 +189,17 @@ class SharedLedger:
 
     def _look_again(self, key: str, running: _Running, wait: float) -> None:
         """The other worker runs it still, or has ended: asking for the marker tells, and is right when it let it go."""
-        value = record.mark(running.content, self._instance)
+        value = self._marker(key, running.content)
 
         def swapped(written: bool, found: Record | None, error: BusError | None) -> None:
             if error is None and not written and found is not None:
                 self._found(key, running, found, min(2 * wait, _LOOK_LAST))
             elif error is None:
+                self._doubts.pop(key, None)
                 running.record, running.written_at = found, self._loop.time()
                 running.waiting.pop(0)(Verdict.NEW, None)
             else:
-                self._leftovers[key] = value
+                self._doubts[key] = value
                 self._tell_all(key, Verdict.UNREACHABLE, None)
 
         self._records.swap(key, value, None, self.lasting, swapped)
@@ -214,6 +244,7 @@ class SharedLedger:
                 if isinstance(error, BusRefused) and refusals + 1 >= _REFUSALS:
                     log.error("an outcome could not be kept: %s", error)
                     self.unkept += 1
+                    self._note_refused(key, _Refused(running.content, reply, over, self._loop.time() + self._window))
                     self._kept(key, running, reply, stored, told)
                 else:
                     again(refusals + isinstance(error, BusRefused), over)
@@ -300,12 +331,32 @@ class SharedLedger:
         except MessageTooLarge:
             return
 
+    def _note_refused(self, key: str, refused: _Refused) -> None:
+        self._refused[key] = refused
+        if len(self._refused) > _MAX_UNKNOWN:
+            self._refused.popitem(last=False)
+
+    def _offer_again(self) -> None:
+        """Have the broker keep what it refused before."""
+        now = self._loop.time()
+        for key, refused in list(self._refused.items()):
+            if refused.expires <= now:
+                del self._refused[key]
+                continue
+
+            def swapped(written: bool, found: Record | None, error: BusError | None, key: str = key) -> None:
+                if error is None:  # it has it, or somebody else's word by now
+                    self._refused.pop(key, None)
+
+            value = record.kept(refused.content, refused.reply)
+            self._records.swap(key, value, refused.over, refused.expires - now, swapped)
+
     # --- upkeep -------------------------------------------------------------------------------------
 
     def _free(self, key: str, marker: Record, value: bytes) -> None:
         def freed(done: bool, found: Record | None, error: BusError | None) -> None:
-            if error is not None and key not in self._running:
-                self._leftovers[key] = value
+            if error is not None:
+                self._leftovers.setdefault(key, set()).add(value)
             elif not done and found is not None and found.value == value:  # it was renewed meanwhile
                 self._records.free(key, found, lambda *_: None)
 
@@ -315,9 +366,12 @@ class SharedLedger:
         """Show that we live, renew markers of what runs long, take away those that were in doubt."""
         self._timer = self._loop.call_later(self._claim_after / 3, self._keep_up)
         self._records.beat(self._instance)
+        self._offer_again()
+        for key in [key for key in self._doubts if key not in self._running]:
+            self._leftovers.setdefault(key, set()).add(self._doubts.pop(key))
         leftovers, self._leftovers = self._leftovers, {}
-        for key, value in leftovers.items():
-            if key not in self._running:
+        for key, values in leftovers.items():
+            for value in values:  # no marker of a command that runs: none is like another
                 self._free(key, Record(value), value)
         due = self._loop.time() - self.lasting / 3
         for key, running in self._running.items():

@@ -54,6 +54,8 @@ class Carriers:
         """No attempt before this instant (loop time)."""
         self.last_error: EslError | None = None
         """Why there is no hope for a connection; None while there is some."""
+        self.reached = False
+        """Whether the last attempt to connect succeeded; False before the first."""
         self.unwanted: EslError | None = None
         """Set when the pool is closed."""
         self._pool = pool
@@ -66,6 +68,7 @@ class Carriers:
         self._in_vain = 0
         self._wanted: set[Need] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._knocked = False
 
     def __len__(self) -> int:
         return len(self.ready) + len(self.parked)
@@ -153,9 +156,16 @@ class Carriers:
             name = f"esl-command-{self._pool.node}"
             self.connecting = asyncio.get_running_loop().create_task(self._connect(), name=name)
 
+    def knock(self) -> None:
+        """Try to connect once, as soon as the back-off allows, although no command waits."""
+        if not self.ready:
+            self._knocked = True
+            self.grow(self._pool.time())
+
     async def _connect(self) -> None:
         pool = self._pool
         carrier = Carrier(pool)
+        self._knocked = False
         try:
             connection = await Connection.open(
                 pool.url, carrier, timeout=self.connect_timeout, tls=self._tls, buffer_size=COMMAND_BUFFER
@@ -177,13 +187,16 @@ class Carriers:
         carrier.open(connection, now)
         self.ready.append(carrier)
         self.last_error = None
+        self.reached = True
         for need in self._wanted:
             carrier.prepare(need)
         carrier.idle_check = pool.deadlines.add(now + self.idle_timeout, functools.partial(self._check_idle, carrier))
         self.place_orphans()
         pool.advance(now)
+        pool.on_reached()
 
     def _failed(self, error: EslError) -> None:
+        self.reached = False
         now = self._pool.time()
         failure = failure_class(error)
         self.retry_at = now + self._backoff.delay(failure)
@@ -192,6 +205,7 @@ class Carriers:
             self._pool.fail_waiting(self.last_error)
         self.place_orphans()
         self._pool.advance(now)
+        self._pool.on_reached()
 
     def _was_in_vain(self, error: EslError, *, sure: bool) -> None:
         # One connection that was cut says little of the node, so another decides; where nobody listens, none is needed.
@@ -253,6 +267,7 @@ class Carriers:
     async def close(self, reason: EslError) -> None:
         """End all; each connection has a second to close its socket."""
         self.unwanted = reason
+        self.reached = False
         if self._retry is not None:
             self._retry.cancel()
         if self.connecting is not None:
@@ -296,6 +311,8 @@ class Carriers:
         self._retry = None
         self.place_orphans()
         self._pool.advance(self._pool.time())
+        if self._knocked and not self.ready:
+            self.grow(self._pool.time())
 
     def release_adopted(self) -> None:
         """Drop the filters of lost connections whose jobs are all over."""

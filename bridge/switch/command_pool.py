@@ -62,6 +62,8 @@ class CommandPool:
         self.core_uuid = ""
         self.in_flight = 0
         """Commands written, and jobs running, whose outcome is not told yet."""
+        self.on_reached: Callable[[], object] = lambda: None
+        """Called when an attempt to connect has ended, well or not: ``reached`` says which."""
         self.own = own_commands
         self._loop = asyncio.get_running_loop()
         self.time = time.monotonic
@@ -92,6 +94,15 @@ class CommandPool:
     def connections(self) -> int:
         """Open connections, those with a hung command included."""
         return len(self._carriers)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last attempt to connect succeeded; False before the first."""
+        return self._carriers.reached
+
+    def knock(self) -> None:
+        """Connect, once the back-off allows, although no command waits; ``on_reached`` tells the end of it."""
+        self._carriers.knock()
 
     def submit(
         self,

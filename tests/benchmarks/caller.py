@@ -1,6 +1,7 @@
 """Many callers in one process, each with one request under way. Arguments: bus URL, queue type.
 
-Reads "<callers> <commands>" from stdin, prints one line of JSON for each.
+Reads "<callers> <commands> [<line>]" from stdin, prints one line of JSON for each. Without a line each command is another
+``md5``, whose answer is looked at.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ async def main(url: str, queue_type: str) -> None:
     life = f"{time.time_ns():x}"
     number = 0
 
-    async def call(left: list[int], times: list[float], wrong: list[str]) -> None:
+    async def call(left: list[int], times: list[float], wrong: list[str], line: str = "") -> None:
         nonlocal number
         while left[0] > 0:
             left[0] -= 1
             number += 1
             id = f"{life}-{number}"
             address = bus.new_reply_address()
-            request = {"id": id, "command": f"md5 {number}"} | ({"reply_to": address} if address else {})
+            request = {"id": id, "command": line or f"md5 {number}"} | ({"reply_to": address} if address else {})
             answer: asyncio.Future[bytes] = loop.create_future()
             began = time.perf_counter()
             replies = await bus.request(
@@ -40,7 +41,8 @@ async def main(url: str, queue_type: str) -> None:
             )
             try:
                 reply = json.loads(await asyncio.wait_for(answer, 30))
-                if reply["id"] != id or len(reply.get("result") or "") < 32:
+                result = reply.get("result") or ""
+                if reply["id"] != id or not (result.startswith("+OK") if line else len(result) >= 32):
                     wrong.append(str(reply)[:300])
             except TimeoutError:
                 wrong.append(f"no reply to {id}")
@@ -55,15 +57,15 @@ async def main(url: str, queue_type: str) -> None:
             await asyncio.sleep(0.05)
     print("ready", flush=True)
     while True:
-        line = await loop.run_in_executor(None, sys.stdin.readline)
-        if not line:
+        order = await loop.run_in_executor(None, sys.stdin.readline)
+        if not order:
             return
-        callers, commands = map(int, line.split())
+        callers, commands, *rest = order.strip().split(" ", 2)
         times: list[float] = []
         wrong: list[str] = []
-        left = [commands]
+        left = [int(commands)]
         began = time.perf_counter()
-        await asyncio.gather(*(call(left, times, wrong) for _ in range(callers)))
+        await asyncio.gather(*(call(left, times, wrong, "".join(rest)) for _ in range(int(callers))))
         seconds = time.perf_counter() - began
         times.sort()
         told = {

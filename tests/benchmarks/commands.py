@@ -2,7 +2,8 @@
 
 Callers, broker, simulated FreeSWITCH and the server of commands are processes of their own; CPU time is the server's.
 ``--peer-python`` is an interpreter that has genesis, greenswitch, nats-py and redis; without it the bridge runs alone.
-Ratios within one run count; absolute figures are the machine's.
+Ratios within one run count; absolute figures are the machine's. A second measure asks for an ``api`` that takes 5 ms, which
+one connection of FreeSWITCH's runs 200 times a second at most: the pool is what more there is.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ PEERS = {
     "greenswitch + redis-py": ("redis", "list", "greenswitch_commands.py"),
 }
 GOALS = {"memory": 3.0, "shared": 1.5}
+P99_CALLERS, P99_GOAL = 128, 8.0  # ms
+SLOW_MS = 5
+SLOW_CALLERS = 128
+ONE_CONNECTION = 1000 / SLOW_MS
+MAX_CONNECTIONS = 4  # of the bridge's pool, its default
 
 
 @dataclass
@@ -47,6 +53,32 @@ class Figures:
     p99: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     wrong: int = 0
+
+    def note(self, commands: int, told: dict[str, Any], cpu: float, what: str) -> None:
+        """One round of ``commands``."""
+        self.rates.append(commands / told["seconds"])
+        self.p50.append(told["p50"] * 1e3)
+        self.p99.append(told["p99"] * 1e3)
+        self.cpu.append(cpu / commands * 1e6)
+        self.wrong += told["wrong"]
+        if told["wrong"]:
+            print(what, told["example"], file=sys.stderr)
+
+    @property
+    def cpu_us(self) -> float:
+        return statistics.median(self.cpu)
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Over the rounds."""
+        median = statistics.median
+        return {
+            "cpu_us": round(median(self.cpu), 1),
+            "per_s": round(median(self.rates), 1),
+            "p50_ms": round(median(self.p50), 3),
+            "p99_ms": round(median(self.p99), 3),
+            "wrong": self.wrong,
+        }
 
 
 class Arena:
@@ -66,9 +98,10 @@ class Arena:
             file.write_text(
                 f'[worker]\nstate_dir = "{folder}"\n[bus]\nurl = "{broker.url}"\n[http]\nlisten = ""\n'
                 f'[commands]\nqueue_type = "{queue_type}"\nledger = "{what}"\nsafe = ["status"]\nmax_in_flight = 4096\n'
-                f"max_in_flight_node = 4096\n"
+                f"max_in_flight_node = 4096\nbackground = []\n"
                 f'[events]\nsubscribe = ["CHANNEL_HANGUP_COMPLETE"]\n'
                 f'[[node]]\nname = "fs1"\nurl = "fs://:ClueCon@127.0.0.1:{esl}"\n'
+                f"max_connections = {MAX_CONNECTIONS}\n"
             )
             self.server = stack.enter_context(Contestant(python(), "-m", "bridge", "run", "-c", str(file)))
         self.callers = stack.enter_context(
@@ -76,10 +109,10 @@ class Arena:
         )
         self.callers.line("ready")
 
-    def run(self, callers: int, commands: int) -> tuple[dict[str, Any], float]:
+    def run(self, callers: int, commands: int, line: str = "") -> tuple[dict[str, Any], float]:
         """One round; its figures and the server's CPU seconds."""
         before = self.server.cpu
-        self.callers.tell(f"{callers} {commands}")
+        self.callers.tell(f"{callers} {commands} {line}".strip())
         told = json.loads(self.callers.line("done", 120)[5:])
         return told, self.server.cpu - before
 
@@ -90,6 +123,8 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 16, 128, 1024])
     parser.add_argument("--commands", type=int, default=6_000, help="commands a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--slow", type=int, default=1_200, help=f"commands of {SLOW_MS} ms a round, 0 for none")
+    parser.add_argument("--json", action="store_true", help="figures as JSON instead of tables")
     parser.add_argument("--only", default="", help="names that hold this text")
     arguments = parser.parse_args()
     loop = asyncio.new_event_loop()
@@ -105,20 +140,43 @@ def main() -> None:
             for _ in range(3):
                 arena.run(8, 600)
         figures = {(name, callers): Figures() for name in names for callers in arguments.callers}
+        slow = {name: Figures() for name in names}
         for _ in range(arguments.rounds):
             for callers in arguments.callers:
                 commands = arguments.commands if callers > 1 else arguments.commands // 4
                 for name, arena in arenas.items():
-                    told, cpu = arena.run(callers, commands)
-                    one = figures[name, callers]
-                    one.rates.append(commands / told["seconds"])
-                    one.p50.append(told["p50"] * 1e3)
-                    one.p99.append(told["p99"] * 1e3)
-                    one.cpu.append(cpu / commands * 1e6)
-                    one.wrong += told["wrong"]
-                    if told["wrong"]:
-                        print(name, callers, told["example"], file=sys.stderr)
-    report(figures, arguments.callers)
+                    figures[name, callers].note(commands, *arena.run(callers, commands), f"{name}, {callers} callers")
+            for name, arena in arenas.items() if arguments.slow else ():
+                told = arena.run(SLOW_CALLERS, arguments.slow, f"msleep {SLOW_MS}")
+                slow[name].note(arguments.slow, *told, f"{name}, an api of {SLOW_MS} ms")
+    if not arguments.slow:
+        slow = {}
+    if arguments.json:
+        print(json.dumps(as_values(figures, slow), indent=2))
+    else:
+        report(figures, arguments.callers)
+        report_slow(slow)
+
+
+def as_values(figures: dict[tuple[str, int], Figures], slow: dict[str, Figures]) -> dict[str, Any]:
+    """Medians over the rounds, and what became of the goals, for programs."""
+    best = {
+        size: min((one.cpu_us for (name, at), one in figures.items() if name in PEERS and at == size), default=None)
+        for _name, size in figures
+    }
+    rows = []
+    for (name, size), one in figures.items():
+        row: dict[str, Any] = {"name": name, "callers": size, **one.medians}
+        peer = best[size]
+        if name in BRIDGE and peer is not None:
+            row["times_best_peer"] = round(peer / one.cpu_us, 3)
+            row["goal_times"] = GOALS[BRIDGE[name][2]]
+        if name in BRIDGE and size == P99_CALLERS:
+            row["goal_p99_ms"] = P99_GOAL
+        rows.append(row)
+    bounds = {"one_connection_per_s": ONE_CONNECTION, "pool_per_s": ONE_CONNECTION * MAX_CONNECTIONS}
+    slow_rows = [{"name": name, "callers": SLOW_CALLERS, **one.medians} for name, one in slow.items()]
+    return {"commands": rows, "slow": {"api_ms": SLOW_MS, **bounds, "rows": slow_rows}}
 
 
 def report(figures: dict[tuple[str, int], Figures], sizes: list[int]) -> None:
@@ -141,6 +199,33 @@ def report(figures: dict[tuple[str, int], Figures], sizes: list[int]) -> None:
                 print(
                     f"{name}: {ratio:.2f} times the best peer (goal {goal:g}: {'met' if ratio >= goal else 'missed'})"
                 )
+        for name in BRIDGE if callers == P99_CALLERS else ():
+            if name in here:
+                p99 = median(here[name].p99)
+                print(f"{name}: p99 {p99:.2f} ms (goal {P99_GOAL:g}: {'met' if p99 <= P99_GOAL else 'missed'})")
+
+
+def report_slow(slow: dict[str, Figures]) -> None:
+    """Commands that take their time, against what one connection, and all of the pool, could do at most."""
+    if not slow:
+        return
+    pool = ONE_CONNECTION * MAX_CONNECTIONS
+    print(
+        f"\n| {SLOW_CALLERS} callers, an api of {SLOW_MS} ms | commands/s | of one connection | of the pool | p99 ms | wrong |"
+    )
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, one in slow.items():
+        rate = statistics.median(one.rates)
+        of_pool = f"{rate / pool:.2f}" if name in BRIDGE else "-"
+        print(
+            f"| {name} | {rate:.0f} | {rate / ONE_CONNECTION:.2f} | {of_pool} "
+            f"| {statistics.median(one.p99):.1f} | {one.wrong} |"
+        )
+    print(f"One connection runs {ONE_CONNECTION:g}/s at most, a pool of {MAX_CONNECTIONS} {pool:g}/s.")
+    for name, one in slow.items():
+        rate = statistics.median(one.rates)
+        if name in BRIDGE:
+            print(f"{name}: {'not bound' if rate > ONE_CONNECTION else 'BOUND'} by one connection")
 
 
 if __name__ == "__main__":

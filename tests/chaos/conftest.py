@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -40,6 +41,12 @@ async def until(condition: Callable[[], Any], patience: float = PATIENCE, what: 
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise AssertionError(f"it never came: {what}") from None
+
+
+def die_with_parent() -> None:
+    """On Linux: a worker ends when the test is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Told(SimulatedSwitch):
@@ -196,10 +203,15 @@ class Arena:
         urls: dict[str, str] | None = None,
         extra: str = "",
         prelude: str = "",
+        node: str = "",
     ) -> Process:
-        """Start a worker; it is not waited for. ``prelude`` is Python that its process runs first."""
+        """Start a worker; it is not waited for.
+
+        ``extra`` is more of its configuration, ``node`` more of each node's; ``prelude`` is Python that its process
+        runs first.
+        """
         nodes = "\n".join(
-            f'[[node]]\nname = "fs{n}"\nurl = "{(urls or {}).get(f"fs{n}", switch.url)}"'
+            f'[[node]]\nname = "fs{n}"\nurl = "{(urls or {}).get(f"fs{n}", switch.url)}"\n{node}'
             for n, switch in enumerate(self.switches, 1)
         )
         self._runs += 1
@@ -218,6 +230,7 @@ class Arena:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *program, "run", "-c", str(config),
                 env=environ, stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
+                preexec_fn=die_with_parent,
             )  # fmt: skip
         worker = Process(id, process, log)
         self.processes.append(worker)

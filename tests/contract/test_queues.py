@@ -198,8 +198,15 @@ async def test_replies_leave_after_the_drain(station: Any, eventually: Eventuall
     await worker.consumer.drain(5)
     for delivery in worker.taken:
         worker.answer(delivery)
+    began = asyncio.get_running_loop().time()
     await worker.bus.close()
-    await eventually(lambda: caller.answered() == 10)
+    took = asyncio.get_running_loop().time() - began
+    try:
+        await eventually(lambda: caller.answered() == 10)
+    except AssertionError:
+        # All of them: close() gave a stalled broker up, their entries are pending. One: the broker lost it.
+        missing = [identity for identity, replies in caller.replies.items() if not replies]
+        raise AssertionError(f"no reply to {missing}; close() took {took:.2f} s") from None
 
 
 async def test_workers_restart_in_turn_and_no_request_is_lost(station: Any, eventually: Eventually) -> None:

@@ -138,8 +138,8 @@ async def test_workers_restarted_in_turn_lose_no_request(town: Town) -> None:
     stop.set()
     await asyncio.gather(*callers)
     assert town.failed == {}
-    assert Counter((reply.status, reply.executed) for reply in town.replies.values()) == {
-        ("ok", "yes"): len(town.replies)
+    assert Counter((reply.status, reply.executed, reply.error) for reply in town.replies.values()) == {
+        ("ok", "yes", ""): len(town.replies)
     }
     assert all(reply.id == id and reply.result == id for id, reply in town.replies.items())
     assert {town.ran(id) for id in town.replies} == {1}

@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
-import socket
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis.asyncio
 
 from bridge.bus.base import Message, Received, StreamSpec
-from bridge.bus.embedded import EmbeddedBroker, valkey_server_path
+from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.redis import RedisBus
 from bridge.bus.redis.servers import key_slot
 from tests.appending import append_all
+from tests.integration.redis.conftest import ask, free_port, url_of
 
 pytestmark = pytest.mark.broker
 
 Open = Callable[..., Any]
 Eventually = Callable[..., Any]
-
-
-async def ask(server: EmbeddedBroker, *command: Any) -> Any:
-    async with redis.asyncio.Redis(port=server.port) as client:
-        return await client.execute_command(*command)
-
-
-@pytest.fixture
-async def cluster(start_valkey: Any, eventually: Eventually) -> list[EmbeddedBroker]:
-    nodes: list[EmbeddedBroker] = []
-    while len(nodes) < 3:
-        # The cluster's own port lies 10,000 above the clients'.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 55_000:
-            config = "cluster-enabled yes\ncluster-node-timeout 2000\ncluster-allow-replica-migration no"
-            nodes.append(await start_valkey(config, port=port))
-    for number, node in enumerate(nodes):
-        await ask(node, "CLUSTER ADDSLOTSRANGE", number * 5461, 16383 if number == 2 else number * 5461 + 5460)
-        await ask(node, "CLUSTER SET-CONFIG-EPOCH", number + 1)
-    for node in nodes[1:]:
-        await ask(nodes[0], "CLUSTER MEET", "127.0.0.1", node.port)
-    for node in nodes:
-        await eventually(lambda node=node: ask(node, "CLUSTER INFO"), lambda info: info["cluster_state"] == "ok")
-        await eventually(lambda node=node: ask(node, "CLUSTER SLOTS"), lambda slots: len(slots) == 3)
-    return nodes
-
-
-def url_of(nodes: list[EmbeddedBroker]) -> str:
-    return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
 
 
 @pytest.mark.parametrize("queue_type", ["stream", "list"])
@@ -148,48 +114,6 @@ async def test_a_slot_that_moves_is_followed(
     await call()
     await call()
     assert await ask(heir, "XLEN", "esl.cmd") == 0
-
-
-async def listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
-@pytest.fixture
-async def start_sentinel(tmp_path: Path, eventually: Eventually) -> AsyncIterator[Any]:
-    processes: list[asyncio.subprocess.Process] = []
-
-    async def start(port: int, master: int, extra: str = "") -> None:
-        folder = tmp_path / f"sentinel{port}"
-        folder.mkdir()
-        config = folder / "sentinel.conf"
-        config.write_text(
-            f'port {port}\nbind 127.0.0.1\ndir "{folder}"\nsentinel monitor main 127.0.0.1 {master} 1\n'
-            f"sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n{extra}\n"
-        )
-        # A server whose name ends so is a Sentinel.
-        program = folder / "valkey-sentinel"
-        os.symlink(valkey_server_path(), program)
-        process = await asyncio.create_subprocess_exec(
-            str(program), str(config), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-        )
-        processes.append(process)
-        await eventually(functools.partial(listens, port))
-
-    yield start
-    for process in processes:
-        process.kill()
-        await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_the_bus_follows_a_sentinels_master(

@@ -322,6 +322,26 @@ async def test_an_absent_node_fails_promptly_and_without_a_storm(
     assert switch.connections_made == 1
 
 
+async def test_a_knock_connects_once_when_the_backoff_allows(make_pool: MakePool, until: Until) -> None:
+    async with SimulatedSwitch() as gone:
+        url, port = gone.url, gone.port
+    pool = make_pool(url, backoff=Backoff({"refused": Span(0.05, 0.05)}))
+    tried: list[bool] = []
+    pool.on_reached = lambda: tried.append(pool.reached)
+    pool.knock()
+    await until(lambda: tried)
+    async with SimulatedSwitch(port=port) as switch:
+        pool.knock()
+        pool.knock()
+        assert tried == [False]
+        await until(lambda: len(tried) == 2)
+        assert (tried, pool.connections, switch.connections_made) == ([False, True], 1, 1)
+        pool.knock()
+        assert pool.connections == 1
+    await pool.close()
+    assert not pool.reached
+
+
 async def test_news_of_the_node_end_the_backoff(switch: SimulatedSwitch, make_pool: MakePool) -> None:
     await switch.stop()
     pool = make_pool(switch.url, backoff=Backoff({"refused": Span(3600, 3600)}))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
-from bridge.messages.command import Executed, Status
-from bridge.relay.ledger import Verdict
+from bridge.messages.command import CommandReply, Executed, Status
+from bridge.relay.ledger import MemoryLedger, Verdict
 
 OK, LOST = Status.OK, Status.CONNECTION_LOST
 
@@ -157,6 +158,55 @@ async def test_with_a_shared_ledger_a_claimed_request_that_was_not_sent_runs(mak
     world.pool().take().api("+OK")
     slow_ledger.go()
     assert given.reply.status is OK
+
+
+async def test_what_another_worker_had_before_is_answered_as_a_second_copy(world: Any) -> None:
+    claimed = {"claimed": True, "entry_id": "1-1"}
+    safe = world.put(command="status", delivery=claimed)
+    world.pool().take().api("+OK")
+    expired = world.put(command="x", timeout_ms=1, delivery={**claimed, "queued_at": time.time() - 1})
+    unreadable = world.put(command="x", nonsense=1, delivery=claimed)
+    lost = world.put(command="x", id="a", delivery=claimed)
+    assert [it.reply.status for it in (safe, unreadable, lost)] == [OK, Status.INVALID, LOST]
+    assert all(it.reply.replayed for it in (safe, expired, unreadable, lost))
+
+
+class ContestedLedger(MemoryLedger):
+    """Another worker took this one for gone, and told ``told``."""
+
+    told: CommandReply
+
+    def keep(self, key: str, reply: CommandReply, stored: Any) -> None:
+        super().keep(key, self.told, lambda: stored(self.told))
+
+
+@pytest.mark.parametrize("executed", [Executed.YES, Executed.UNKNOWN])
+async def test_what_another_worker_told_meanwhile_is_told_as_a_second_copy(make_world: Any, executed: Executed) -> None:
+    ledger = ContestedLedger(300)
+    world = make_world(ledger=ledger)
+    ledger.told = CommandReply(id="a", status=LOST, executed=executed, worker="w2", error="gone", replayed=False)
+    given = world.put(command="x", id="a", meta={"k": 1})
+    sent = world.pool().take()
+    if executed is Executed.YES:  # an idempotent one that ran there, too
+        ledger.told = msgspec.structs.replace(ledger.told, status=OK, result="theirs", error="")
+        sent.api("ours")
+    else:
+        sent.timeout()
+    said = given.reply
+    assert (said.status, said.worker, said.result) == (ledger.told.status, "w2", ledger.told.result)
+    assert (said.replayed, said.late, said.meta) == (True, False, {"k": 1})
+    if executed is Executed.UNKNOWN:  # and when it is known here after all, that comes late, once
+        sent.api("ours", late=True)
+        assert [(reply.status, reply.late, reply.result) for _address, reply in world.bus.sent] == [(OK, True, "ours")]
+
+
+async def test_what_another_worker_could_not_know_comes_late(make_world: Any) -> None:
+    ledger = ContestedLedger(300)
+    world = make_world(ledger=ledger)
+    ledger.told = CommandReply(id="a", status=LOST, executed=Executed.UNKNOWN, worker="w2")
+    given = world.put(command="x", id="a")
+    world.pool().take().api("+OK")
+    assert (given.reply.status, given.reply.late, given.reply.replayed) == (OK, True, False)
 
 
 async def test_a_claimed_request_older_than_any_marker_may_have_run(make_world: Any, slow_ledger: Any) -> None:

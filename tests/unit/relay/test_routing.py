@@ -116,6 +116,7 @@ def test_session_per_sec_is_honoured() -> None:
         ({"a": "DOWN", "b": "UP", "c": "SUSPECT"}, "b"),
         ({"a": "DOWN", "b": "SYNCING", "c": "SUSPECT"}, "c"),
         ({"a": "DRAINING", "b": "SYNCING", "c": "CONNECTING"}, "b"),
+        ({"a": "DOWN", "b": "CONNECTING"}, "b"),
         ({"a": "SUSPECT"}, "a"),
     ],
 )
@@ -123,7 +124,7 @@ def test_states(states: dict[str, str], chosen: str) -> None:
     assert Setup(**states).pick() == [chosen]
 
 
-@pytest.mark.parametrize("states", [{"a": "DOWN"}, {"a": "DRAINING"}, {"a": "DOWN", "b": "CONNECTING"}])
+@pytest.mark.parametrize("states", [{"a": "DOWN"}, {"a": "DRAINING"}, {"a": "DOWN", "b": "DRAINING"}])
 def test_none_is_up(states: dict[str, str]) -> None:
     refusal = Setup(**states).router.choose("any", "status")
     assert isinstance(refusal, Refusal)

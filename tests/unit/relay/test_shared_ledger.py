@@ -214,6 +214,44 @@ async def test_a_marker_in_doubt_runs_nothing_and_does_not_stay(world: World) ->
     assert await Told(one).verdict() is Verdict.NEW
 
 
+async def test_a_marker_that_is_taken_away_late_is_not_the_one_that_runs_now(world: World) -> None:
+    one, two = await world.worker("one"), await world.worker("two")
+    one._records.swallow = 1
+    assert await Told(one).verdict() is Verdict.UNREACHABLE
+    late: list[Callable[[], None]] = []
+    free = one._records.free
+    one._records.free = lambda *asked: late.append(lambda: free(*asked))
+    one._keep_up()
+    assert await Told(one).verdict() is Verdict.NEW
+    for go in late:
+        go()
+    one._keep_up()
+    assert late
+    waiting = Told(two)
+    await asyncio.sleep(0.05)
+    assert not waiting.verdicts, "the first one runs it"
+    await keep(one, OK)
+    assert await waiting.verdict() is Verdict.KEPT
+
+
+async def test_an_outcome_that_could_not_be_kept_runs_nothing_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.relay.shared_ledger._RETRY", 0.01)
+    one = await world.worker("one")
+    assert await Told(one).verdict() is Verdict.NEW
+    one._records.refuse = 4
+    await keep(one, OK)
+    told = Told(one)
+    assert await told.verdict() is Verdict.KEPT
+    assert told.reply.result == OK.result
+    assert await Told(one, content=OTHER).verdict() is Verdict.DIFFERENT
+    one._keep_up()  # the broker has room again
+    two = await world.worker("two")
+    assert await Told(two).verdict() is Verdict.KEPT
+    assert not one._refused
+
+
 async def test_a_takeover_in_doubt_still_knows_that_it_may_have_run(world: World) -> None:
     one, two, three = await world.worker("one"), await world.worker("two"), await world.worker("three")
     for key in "ab":
@@ -330,5 +368,5 @@ def test_records_of_others_are_not_taken_for_ours() -> None:
     assert record.read(b"") is None
     assert record.read(b"X" + CONTENT) is None
     assert record.read(b"K" + CONTENT + b"\xff\xfe") is None
-    assert record.read(record.mark(CONTENT, "w1")) == record.Entry(CONTENT, "w1")
+    assert record.read(record.mark(CONTENT, "w1", 7)) == record.Entry(CONTENT, "w1", 7)
     assert record.read(record.kept(CONTENT, OK)) == record.Entry(CONTENT, reply=OK)

@@ -37,9 +37,13 @@ async def test_any_tries_the_next_node_when_one_cannot_be_reached(make_world: An
 
 async def test_any_without_a_node_that_is_up(make_world: Any) -> None:
     world = make_world(["fs1", "fs2"])
-    world.nodes.states.update(fs1="DOWN", fs2="CONNECTING")
+    world.nodes.states.update(fs1="DOWN", fs2="DRAINING")
     given = world.put(command="status")
     assert (given.reply.status, given.reply.executed) == (Status.UNAVAILABLE, Executed.NO)
+    world.nodes.states.update(fs2="CONNECTING")
+    given = world.put(command="status")
+    world.pool("fs2").take().api("ok")  # nobody knows yet: its pool finds out
+    assert given.reply.node == "fs2"
     alone = make_world(["fs1"])
     alone.nodes.states.update(fs1="DRAINING")
     assert alone.put(command="status").reply.status is Status.UNAVAILABLE
