@@ -5,7 +5,6 @@ This room translates, and opens the room for what waits; it starts nothing and k
 
 from __future__ import annotations
 
-from pathlib import Path
 
 import msgspec
 import structlog
@@ -13,6 +12,7 @@ import structlog
 from bridge.config import Settings
 from bridge.config.events import EventSettings, event_routes
 from bridge.errors import ConfigError
+from bridge.fleet.identity import Identity
 from bridge.messages.topics import NATS_REPLY_ADDRESSES, REDIS_REPLY_ADDRESSES
 from bridge.relay.policy import DEFAULT_DENY, Policy
 from bridge.relay.reservoir import BufferLimits, Reservoir
@@ -64,13 +64,14 @@ def buffer_limits(events: EventSettings) -> BufferLimits:
     )
 
 
-def open_reservoir(events: EventSettings, path: Path, *, lasting: bool) -> Reservoir:
+def open_reservoir(events: EventSettings, identity: Identity) -> Reservoir:
     """The room for what waits, on disk too where that can be. Raises ``ConfigError`` where it must be and cannot.
 
-    Where ``path`` is not ``lasting`` nothing outlives the worker.
+    In a folder that is temporary nothing outlives the worker.
     """
     limits = buffer_limits(events)
-    untold = Untold(path.with_suffix(".untold") if lasting else None)
+    path = identity.state_dir / f"{identity.id}.spill"
+    untold = Untold(None if identity.temporary else path.with_suffix(".untold"))
     reservoir = Reservoir(limits, Spill(path), untold)
     try:
         reservoir.open()

@@ -69,14 +69,7 @@ class Worker:
         self.reach = Reach(self.nodes, self.id)
         self.notices = NoticeBoard(worker=self.id, instance=self.identity.instance, codec=settings.bus.codec)
         self.routes = event_settings(settings)
-        self.publisher = Publisher(
-            self.bus,
-            self.notices,
-            self.metrics,
-            open_reservoir(
-                settings.events, self.identity.state_dir / f"{self.id}.spill", lasting=not self.identity.temporary
-            ),
-        )
+        self.publisher = Publisher(self.bus, self.notices, self.metrics, open_reservoir(settings.events, self.identity))
         self.calls = CallTable()
         self.deadlines = Deadlines()
         self.ledger = MemoryLedger(settings.commands.dedup_window)
