@@ -5,7 +5,6 @@ This room translates, and opens the room for what waits; it starts nothing and k
 
 from __future__ import annotations
 
-
 import msgspec
 import structlog
 
