@@ -29,6 +29,7 @@ NoticeData = AuditNotice | GapNotice | LateNotice | LogNotice | NodeNotice | Sna
 
 # A notice is rare; what is over this is a fault that would only repeat itself.
 _WAITING_LIMIT = 10_000
+_WAITING_BYTES = 16 * 1024 * 1024  # a snapshot of a busy node alone is some MB
 
 
 class NoticeBoard:
@@ -45,6 +46,7 @@ class NoticeBoard:
         self._codec = codec_named(codec)
         self._number = 0
         self._waiting: deque[Message] = deque()
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -63,9 +65,7 @@ class NoticeBoard:
             time=time.time(),
             codec=self._codec,
         )
-        if len(self._waiting) >= _WAITING_LIMIT:
-            self._waiting.popleft()
-            self.dropped += 1
+        self._bytes += len(payload)
         self._waiting.append(
             Message(
                 topic=notice_topic(kind),
@@ -75,14 +75,24 @@ class NoticeBoard:
                 content_type=self._codec.event_content_type,
             )
         )
+        self._trim()
         self.wake()
 
     def take(self) -> list[Message]:
         """All that wait, oldest first."""
         taken = list(self._waiting)
         self._waiting.clear()
+        self._bytes = 0
         return taken
 
     def put_back(self, messages: list[Message]) -> None:
         """Return what was not written, to the front."""
         self._waiting.extendleft(reversed(messages))
+        self._bytes += sum(len(message.payload) for message in messages)
+        self._trim()
+
+    def _trim(self) -> None:
+        """The oldest go first; the newest stays, however large."""
+        while len(self._waiting) > 1 and (len(self._waiting) > _WAITING_LIMIT or self._bytes > _WAITING_BYTES):
+            self._bytes -= len(self._waiting.popleft().payload)
+            self.dropped += 1

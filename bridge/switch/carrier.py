@@ -79,6 +79,8 @@ class Carrier:
         """When the reply that is due next became the next one (loop time)."""
         self.fruitful = False
         """Whether it ever answered anything."""
+        self.shuts_down = False
+        """FreeSWITCH said that it is being shut down."""
         self.used_at = 0.0
         self.idle_check: Deadline | None = None
         self.born_at = 0.0
@@ -224,6 +226,8 @@ class Carrier:
                 cast("Submission", token).replied(one.reply, now)
             elif type(one) is Event:
                 self._result(one, now)
+            elif type(one) is esl.Notice and one.reason is esl.CloseReason.SHUTDOWN:
+                self.shuts_down = True
         self.pool.progressed(self)
 
     def closed(self, connection: Connection, closed: esl.Closed) -> None:

@@ -104,11 +104,12 @@ class Carriers:
         """Commands with this need wait: set a connection up for it, or open one."""
         if need is not Need.NOTHING:
             self._wanted.add(need)
-            for carrier in self.ready:
-                if carrier.settings[need] is Setting.NONE and not carrier.stalled(now, HUNG_AFTER):
+            able = [carrier for carrier in self.ready if carrier.alive and not carrier.stalled(now, HUNG_AFTER)]
+            for carrier in able:
+                if carrier.settings[need] is Setting.NONE:
                     carrier.prepare(need)
                     return
-            if any(c.settings[need] is Setting.ASKED and not c.stalled(now, HUNG_AFTER) for c in self.ready):
+            if any(carrier.settings[need] is Setting.ASKED for carrier in able):
                 return
         self.grow(now)
 
@@ -141,6 +142,11 @@ class Carriers:
         """FreeSWITCH refuses it: new connections do not ask for it until somebody wants it again."""
         self._wanted.discard(need)
 
+    @property
+    def _alive(self) -> int:
+        """How many of those that take commands still can: FreeSWITCH says goodbye before it closes."""
+        return sum(carrier.alive for carrier in self.ready)
+
     # --- opening ---------------------------------------------------------------------------------------------------
 
     def grow(self, now: float) -> None:
@@ -150,9 +156,11 @@ class Carriers:
         if now < self.retry_at:
             self._wake_later()
             return
-        if len(self.ready) >= self.max_connections:
+        if any(carrier.shuts_down for carrier in self.ready):
+            return  # FreeSWITCH is about to go: when this connection ends, so does all hope
+        if self._alive >= self.max_connections:
             self._park(now)
-        if len(self.ready) < self.max_connections:
+        if self._alive < self.max_connections:
             name = f"esl-command-{self._pool.node}"
             self.connecting = asyncio.get_running_loop().create_task(self._connect(), name=name)
 

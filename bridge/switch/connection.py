@@ -233,6 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         closed: esl.Closed | None = None
         if type(last) is esl.Closed:
             closed = last
+            self.writable = False  # before the owner hears of what came first, and would send more
             del occurrences[-1]
         if not self._ready:
             occurrences = self._authenticate(occurrences)
@@ -280,6 +281,7 @@ class Connection(asyncio.BufferedProtocol):
         if broken is not None and closed.reason is esl.CloseReason.EOF:
             closed = replace(closed, error=ConnectionLost(f"{self.url.redacted}: {broken}"))
         self._closed = closed
+        self.writable = False
         self._on_flushed.clear()
         was_ready, self._ready = self._ready, False
         if not self._authenticated.done():

@@ -141,7 +141,7 @@ async def test_a_stalled_connection_holds_up_nobody_for_longer(house: House, fau
 async def test_a_freeswitch_that_is_stopped_and_goes_on(house: House) -> None:
     """SIGSTOP: the kernel still takes connections and bytes, nobody answers. No command waits past its deadline."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bridge", "simulate", "--port", "0", "--heartbeat", "0.3", "--rate", "5", "--duration",
+        sys.executable, "-m", "bridge", "simulate", "--port", "0", "--heartbeat", "1", "--rate", "5", "--duration",
         "1", stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bridge.errors import ConnectionLost, LimitExceeded, ProtocolError
+from bridge.esl import commands
 from bridge.esl.url import EslUrl
 from bridge.simulator import SimulatedSwitch, User
 from bridge.switch.backoff import Backoff, Span
@@ -279,6 +280,50 @@ async def test_replies_in_one_read_with_events_and_a_torn_end(make_pool: MakePoo
         await until(lambda: len(answers) == 4)
         assert [answers[word].status for word in "abcd"] == ["reply", "reply", "lost", "lost"]
         assert [answers[word].reply.text for word in "ab"] == ["a", "b"]
+
+
+async def test_a_connection_that_dies_behind_a_reply_gets_no_further_command(
+    make_pool: MakePool, answers: Any, until: Until, failures: list[Exception]
+) -> None:
+    """Reply and fault in one read: who waits is not written on a connection that has ended, and not lost with it."""
+    async with RawSwitch() as switch:
+
+        def answer(connection: RawConnection, command: str) -> bytes | None:
+            if command.startswith("api") and connection is switch.connections[0]:
+                return wire.api("first") + b"a block without a Content-Type\n\n"
+            return None
+
+        switch.answer = answer
+        pool = make_pool(switch.url, max_connections=1, max_pipelined=1)
+        deadline = asyncio.get_running_loop().time() + 3600
+        for number in range(5):
+            pool.submit(commands.api(f"echo {number}"), answers.take(number), deadline=deadline)
+        await until(lambda: len(answers) == 5)
+        assert [answers[number].reply.text for number in range(5)] == ["first", *(f"ran echo {n}" for n in range(1, 5))]
+        assert failures == []
+        assert pool.in_flight == 0
+
+
+async def test_a_connection_that_said_goodbye_holds_nobody_up(
+    make_pool: MakePool, answers: Any, until: Until, failures: list[Exception]
+) -> None:
+    """FreeSWITCH may close long after its goodbye; commands and jobs go on another connection meanwhile."""
+    async with RawSwitch() as switch:
+
+        def answer(connection: RawConnection, command: str) -> bytes | None:
+            if command.startswith("api") and connection is switch.connections[0]:
+                return wire.api("last words") + notice(wire.GOODBYE)
+            return None
+
+        switch.answer = answer
+        pool = make_pool(switch.url, max_connections=1)
+        assert (await pool.api("status", 5)).text == "last words"
+        [dying] = pool._carriers.ready
+        pool.submit_job("status", answers.take("job"), deadline=asyncio.get_running_loop().time() + 3600)
+        assert (await pool.api("echo", 5)).text == "ran echo"
+        assert dying in pool._carriers.ready  # its socket is open still
+        await until(lambda: any(one.startswith("bgapi") for one in switch.connections[1].commands))
+        assert failures == []
 
 
 async def test_connections_of_many_nodes_share_their_memory(
