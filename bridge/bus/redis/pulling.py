@@ -17,6 +17,7 @@ from bridge.errors import BusUnavailable
 
 _PAUSE = 0.05  # s; before asking again when a server does not wait as it was asked to, or refuses
 _UNKNOWN_ROOM = 256
+Done = Callable[[list[Reply], Exception | None], None]
 
 
 class Pull(ABC):
@@ -45,6 +46,7 @@ class Pull(ABC):
         self.promised = 0
         """How many entries the question that is asked may bring."""
         self._short = False  # others ask for all the room
+        self._unblocking = False
         self._asked_at: float | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
@@ -103,11 +105,8 @@ class Pull(ABC):
             return
         self.stopping = True
         if self._asked_at is not None and self._link.connected:
-            number = self._link.client_id
-            if number:
-                # The waiting question ends at once, and an entry that it brings is still handed over.
-                unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
-                self.answers.submit(Operation(unblock, 1, ignore, key=self.key))
+            # The waiting question ends at once, and an entry that it brings is still handed over.
+            self._unblock(ignore)
             try:
                 async with asyncio.timeout(grace):
                     await self._quiet.wait()
@@ -132,26 +131,59 @@ class Pull(ABC):
         await self._link.close()
 
     def room_left(self) -> int:
-        """How many entries may be taken now; what others ask for already is theirs."""
+        """How many entries may be taken now: one, or more where others do not ask for them already."""
         if self._room is None:
             return _UNKNOWN_ROOM
-        return max(0, self._room() - sum([one.promised for one in self._peers if one is not self]))
+        room = self._room()
+        return min(room, max(1, self._common_room() - self._promised_to_others()))
+
+    def _common_room(self) -> int:
+        """What all peers draw on; the room of one may be less for a reason of its own (a line that is full)."""
+        return max(one._room() for one in (self, *self._peers) if one._room is not None)
+
+    def _promised_to_others(self) -> int:
+        return sum([one.promised for one in self._peers if one is not self])
 
     def _share(self) -> int:
         """How many to ask for: what is left, divided with those who do not ask yet.
 
         One where all that is left was asked for by others, whose queues may be idle for long; but together no more
-        than one each above the room.
+        than one each above the room: then the greatest of their questions is asked anew.
         """
         if self._room is None:
             return _UNKNOWN_ROOM
         room = self._room()
+        if room <= 0:
+            self._short = False
+            return 0
         others = [one for one in self._peers if one is not self]
-        left = room - sum([one.promised for one in others])
+        left = self._common_room() - self._promised_to_others()
         if left > 0:
-            return max(1, left // (1 + sum([not one.promised and not one.stopping for one in others])))
-        self._short = room > 0 and -left > len(others)
-        return 1 if room > 0 and not self._short else 0
+            share = left // (1 + sum([not one.promised and not one.stopping for one in others]))
+            return min(room, max(1, share))
+        self._short = -left > len(others)
+        if not self._short:
+            return 1
+        max(others, key=lambda one: one.promised).ask_anew()
+        return 0
+
+    def ask_anew(self) -> None:
+        """End the question that waits: others are short of what it may bring."""
+        if self._asked_at is not None and self._link.connected and not self._unblocking:
+            self._unblocking = self._unblock(self._unblocked)
+
+    def _unblocked(self, replies: list[Reply], error: Exception | None) -> None:
+        self._unblocking = False
+        if error is None and replies[0] == 0 and any(one._short for one in self._peers):
+            # The server had not come to it yet.
+            asyncio.get_running_loop().call_later(_PAUSE, self.ask_anew)
+
+    def _unblock(self, done: Done) -> bool:
+        number = self._link.client_id
+        if number:
+            unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
+            self.answers.submit(Operation(unblock, 1, done, key=self.key))
+        return bool(number)
 
     def _free_promise(self) -> None:
         """Our question is answered; what it did not bring may be another's."""
