@@ -40,6 +40,7 @@ class Ring:
     def __init__(self, street: str, folder: Path, stack: AsyncExitStack, chance: random.Random) -> None:
         kind, self.queue, self.queue_type = STREETS[street]
         self.durable = street != "nats"
+        self.pops = kind == "redis"
         # With the default, everysec, a Redis that is killed may lose what it has confirmed a moment before.
         config = "appendfsync always" if kind == "redis" else ""
         self.broker = EmbeddedBroker(kind, config=config)  # type: ignore[arg-type]
@@ -133,7 +134,12 @@ async def soak(street: str, minutes: float, seed: str, rate: float, commands: in
         await ring.open()
         await ring.taking()
         traffic = Traffic(
-            await ring.clients(6), ring.switches, queue=ring.queue, durable=ring.durable, chance=random.Random(seed)
+            await ring.clients(6),
+            ring.switches,
+            queue=ring.queue,
+            durable=ring.durable,
+            pops=ring.pops,
+            chance=random.Random(seed),
         )
         traffic.killed = ring.killed
         stop = asyncio.Event()

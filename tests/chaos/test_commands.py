@@ -23,7 +23,12 @@ async def test_no_reply_lies_whatever_breaks(street: str, tmp_path: Path) -> Non
         await ring.open(workers=2)
         await ring.taking()
         traffic = Traffic(
-            await ring.clients(3), ring.switches, queue=ring.queue, durable=ring.durable, chance=random.Random(4)
+            await ring.clients(3),
+            ring.switches,
+            queue=ring.queue,
+            durable=ring.durable,
+            pops=ring.pops,
+            chance=random.Random(4),
         )
         traffic.killed = ring.killed
         stop = asyncio.Event()

@@ -49,6 +49,7 @@ class Pull(ABC):
         self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
+        self._unblocking = False
         self.stopping = False
         self._quiet = asyncio.Event()
         link.on_up = self._up
@@ -110,11 +111,8 @@ class Pull(ABC):
             return
         self.stopping = True
         if self._asked_at is not None and self._link.connected:
-            number = self._link.client_id
-            if number and not self._link.waits_for_ring:
-                # The waiting question ends at once, and an entry that it brings is still handed over.
-                unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
-                self.answers.submit(Operation(unblock, 1, ignore, key=self.key))
+            # The waiting question ends at once, and an entry that it brings is still handed over.
+            self._unblock(ignore)
             try:
                 async with asyncio.timeout(grace):
                     await self._quiet.wait()
@@ -154,6 +152,25 @@ class Pull(ABC):
     def promise_only(self, entries: int) -> None:
         """The question that is about to be asked brings no more than so many."""
         self._sharing.promise(self, entries)
+
+    def ask_anew(self) -> None:
+        """End the question that waits: others are short of what it may bring."""
+        if self._asked_at is not None and self._link.connected and not self._unblocking:
+            self._unblocking = self._unblock(self._unblocked)
+
+    def _unblocked(self, replies: list[Reply], error: Exception | None) -> None:
+        self._unblocking = False
+        if error is None and replies[0] == 0 and self._sharing.is_short():
+            # The server had not come to the question yet.
+            asyncio.get_running_loop().call_later(_PAUSE, self.ask_anew)
+
+    def _unblock(self, done: Callable[[list[Reply], Exception | None], None]) -> bool:
+        number = self._link.client_id
+        if not number or self._link.waits_for_ring:
+            return False
+        unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
+        self.answers.submit(Operation(unblock, 1, done, key=self.key))
+        return True
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""

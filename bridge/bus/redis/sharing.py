@@ -25,6 +25,9 @@ class Asker(Protocol):
     def resume(self) -> None:
         """There may be room again."""
 
+    def ask_anew(self) -> None:
+        """End the question that waits: others are short of what it may bring."""
+
 
 class Sharing:
     """A consumer's room is a part of the worker's, which is the largest that any of them tells.
@@ -73,7 +76,8 @@ class Sharing:
     def share(self, asker: Asker) -> int:
         """How many to ask for: what is left, divided with those who do not ask yet.
 
-        One where all that is left was asked for by others, whose queues may be idle for long.
+        One where all that is left was asked for by others, whose queues may be idle for long; when that is taken
+        too, the greatest of their questions is asked anew.
         """
         if asker.room is None:
             return UNKNOWN
@@ -86,8 +90,13 @@ class Sharing:
             return min(room, max(1, left // (1 + idle)))
         if -left > len((self._waiting.keys() | self._promised.keys()) - {asker}):
             self._short[asker] = None
+            max(self._promised, key=self._promised.__getitem__).ask_anew()
             return 0
         return 1
+
+    def is_short(self) -> bool:
+        """Whether somebody waits for what the questions of others may bring."""
+        return bool(self._short)
 
     def _whole(self, room: int) -> int:
         return max([room, *(one.room() for one in self._waiting if one.room is not None)])

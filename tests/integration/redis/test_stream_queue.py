@@ -458,3 +458,29 @@ async def test_consumers_that_share_a_room_share_it(
             delivery.finish("", b"", "")
         for consumer in consumers:
             consumer.resume()
+
+
+async def test_a_queue_is_served_while_another_idle_one_asks_for_all_the_room(
+    valkey_server: EmbeddedBroker, open_redis: Open, queue: str, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node's own queue, whose line is short, beside the common one that nobody uses."""
+    monkeypatch.setattr("bridge.bus.redis.stream_queue._BLOCK", 600.0)
+    bus = await open_redis(valkey_server.url, worker="w")
+    taken: list[Any] = []
+
+    def room_in_line() -> int:
+        return max(0, 4 - len(taken))
+
+    idle = await bus.consume(queue, taken.append, room=lambda: 512 - len(taken))
+    await eventually(lambda: idle.promised == 512 or idle.asleep)
+    own = await bus.consume(f"{queue}.fs1", taken.append, room=room_in_line)
+    for number in range(30):
+        await bus.request(f"{queue}.fs1", b"%d" % number, "", lambda payload, kind: None)
+    for number in range(30):
+        await eventually(lambda: taken)
+        was_full = not room_in_line()
+        delivery = taken.pop(0)
+        assert delivery.payload == b"%d" % number
+        delivery.finish("", b"", "")
+        if was_full:
+            own.resume()
