@@ -10,7 +10,17 @@ from collections import deque
 from collections.abc import Callable
 
 from bridge.bus.base import Message
-from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, add_loss, count_of, identity_of, rank_of
+from bridge.relay.chunks import (
+    ENTRY_OVERHEAD,
+    Chunk,
+    Loss,
+    Receipt,
+    add_loss,
+    count_of,
+    identity_of,
+    rank_of,
+    receipt_of,
+)
 from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.row import ChunkRow
 
@@ -141,19 +151,27 @@ class EventBuffer(ChunkRow):
 
     def settle(self, chunk: Chunk, *, confirmed: bool) -> None:
         """A chunk that was taken has its end: the broker has it, or (told as a loss) nobody knows."""
-        self.settle_part(chunk, len(chunk.messages), confirmed=confirmed)
-        if chunk.read and confirmed:
-            self.confirmed_read = chunk.read
+        self.settle_written(receipt_of(chunk), confirmed=confirmed)
         self._release(chunk)
+
+    def settle_written(self, receipt: Receipt, *, confirmed: bool) -> None:
+        """The same for a chunk that nothing on disk depends on."""
+        self._leave_flight(receipt.count)
+        if confirmed:
+            self.last_confirmed = receipt.last
+            self.confirmed_read = receipt.read or self.confirmed_read
 
     def settle_part(self, chunk: Chunk, count: int, *, confirmed: bool) -> None:
         """The same for its first ``count`` events, while others of it go back."""
-        self.in_flight -= count
-        self._void = max(0, self._void - count)
+        self._leave_flight(count)
         if confirmed and count:
             self.last_confirmed = identity_of(chunk.messages[count - 1])
             if chunk.read:
                 self.confirmed_read = chunk.read - 0.5
+
+    def _leave_flight(self, count: int) -> None:
+        self.in_flight -= count
+        self._void = max(0, self._void - count)
 
     def expire(self, now: float) -> int:
         """Drop what is older than the age limit; returns how many events that were."""

@@ -58,6 +58,21 @@ class Chunk(msgspec.Struct, gc=False):
     before: str = ""
 
 
+class Receipt(msgspec.Struct, gc=False):
+    """What is remembered of a chunk that was written, until the broker has it: its events themselves are not needed."""
+
+    epoch: str
+    at: float
+    count: int
+    last: str
+    read: int
+
+
+def receipt_of(chunk: Chunk) -> Receipt:
+    """A chunk without its events."""
+    return Receipt(chunk.epoch, chunk.at, len(chunk.messages), identity_of(chunk.messages[-1]), chunk.read)
+
+
 def add_loss(losses: list[Loss], loss: Loss) -> None:
     """Put a loss behind the others; of one reason and epoch they become one."""
     for known in losses:

@@ -20,7 +20,7 @@ import structlog
 from bridge.bus.base import Bus, Message
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Chunk, Loss, identity_of, share_of
+from bridge.relay.chunks import Chunk, Loss, Receipt, identity_of, receipt_of, share_of
 from bridge.relay.notices import NoticeBoard
 
 log = structlog.get_logger(__name__)
@@ -135,14 +135,6 @@ class Outlet(ABC):
         for buffer, chunks in parts:
             self._meter.event_lag(buffer.node, now - chunks[-1].at)
 
-    def _confirmed(self, parts: Parts) -> None:
-        for buffer, chunks in parts:
-            count = 0
-            for chunk in chunks:
-                buffer.settle(chunk, confirmed=True)
-                count += len(chunk.messages)
-            self._meter.events_published(buffer.node, count)
-
     def _drop_too_large(self) -> None:
         """Another server with a lower limit: what was measured against the old one is measured again."""
         now = time.time()
@@ -164,7 +156,7 @@ class TopicOutlet(Outlet):
     def __init__(self, bus: Bus, notices: NoticeBoard, meter: PublishMeter) -> None:
         super().__init__(bus, meter, "topics")
         self._notices = notices
-        self._written: deque[tuple[int, Parts]] = deque()
+        self._written: deque[tuple[int, list[tuple[EventBuffer, list[Receipt]]]]] = deque()
         self._look: asyncio.TimerHandle | None = None
         bus.on_broken = self._broken
 
@@ -210,7 +202,9 @@ class TopicOutlet(Outlet):
                 self._book_failure(parts, notices, failure)
                 return
             self._note_lag(parts)
-            self._written.append((number, parts))
+            # The events themselves are not needed any more: with a slow bus they would be the most of our memory.
+            self._written.append((number, [(buffer, [*map(receipt_of, chunks)]) for buffer, chunks in parts]))
+            del parts, batch
             self._settle()
             if self._written and self._look is None:
                 self._look = asyncio.get_running_loop().call_later(SETTLE_DELAY, self._look_again)
@@ -249,14 +243,14 @@ class TopicOutlet(Outlet):
         self._settle()
         now = time.time()
         while self._written:
-            for buffer, chunks in self._written.popleft()[1]:
-                for chunk in chunks:
-                    self._doubt(buffer, chunk, len(chunk.messages), now)
-                    buffer.settle(chunk, confirmed=False)
+            for buffer, receipts in self._written.popleft()[1]:
+                for one in receipts:
+                    self._doubt(buffer, one, one.count, now)
+                    buffer.settle_written(one, confirmed=False)
 
-    def _doubt(self, buffer: EventBuffer, chunk: Chunk, count: int, now: float) -> None:
+    def _doubt(self, buffer: EventBuffer, one: Chunk | Receipt, count: int, now: float) -> None:
         self._meter.events_dropped(buffer.node, "bus", count)
-        buffer.lose(Loss(chunk.epoch, "bus", chunk.at, now, buffer.last_confirmed, count=count, exact=False))
+        buffer.lose(Loss(one.epoch, "bus", one.at, now, buffer.last_confirmed, count=count, exact=False))
 
     def _look_again(self) -> None:
         """Confirmations come by themselves: when nothing more is written, they are looked for."""
@@ -269,7 +263,12 @@ class TopicOutlet(Outlet):
         confirmed = self._bus.confirmed
         written = self._written
         while written and written[0][0] <= confirmed:
-            self._confirmed(written.popleft()[1])
+            for buffer, receipts in written.popleft()[1]:
+                count = 0
+                for one in receipts:
+                    buffer.settle_written(one, confirmed=True)
+                    count += one.count
+                self._meter.events_published(buffer.node, count)
 
 
 def allowed(parts: Parts) -> bool:

@@ -15,7 +15,7 @@ from bridge.errors import BusError
 from bridge.messages.notice import GapNotice, rfc3339
 from bridge.messages.topics import notice_topic
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Loss
+from bridge.relay.chunks import Loss, add_loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.outlets import Outlet, PublishMeter, TopicOutlet
 from bridge.relay.reservoir import Reservoir
@@ -60,15 +60,19 @@ class Publisher:
     def adopt(self, routes: Iterable[RouteSettings]) -> None:
         """See to what an earlier run left on disk and no node of this one has taken.
 
-        For a stream of one of the routes it is sent on; the rest is told as lost.
+        For a stream of one of the routes it is sent on, for another it is told as lost. What was for the topics is told
+        when the node is ours again.
         """
         self._notices.put_back(self.reservoir.untold.take_notices())
         streams = {route.stream.name: route.stream for route in routes if route.stream is not None}
         for node, lane in self.reservoir.left:
             if lane in streams:
                 self.buffer(node, streams[lane])
+            elif lane:
+                for loss in self.reservoir.give_up(node, lane):
+                    add_loss(self.buffer(node).losses, loss)
             else:
-                self.reservoir.give_up(node, lane, self.buffer(node))
+                self.reservoir.owe(node)
 
     def add(self, buffer: EventBuffer, stream: StreamSpec | None = None) -> None:
         """Publish from this buffer too."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from bridge.relay.backlog import PARCEL_SIZE, Backlog
-from bridge.relay.chunks import RANKS, DropPolicy, Loss, add_loss
+from bridge.relay.chunks import RANKS, DropPolicy, Loss
 from bridge.relay.spill import Row, Spill
 from bridge.relay.untold import Untold
 
@@ -79,8 +79,7 @@ class Reservoir:
     @property
     def left(self) -> list[tuple[str, str]]:
         """Node and lane of what an earlier run left on disk and no buffer has taken."""
-        joined = {buffer.node for buffer in self._buffers}
-        return [*self._found, *((node, "") for node in self.untold.nodes if node not in joined)]
+        return list(self._found)
 
     async def close(self) -> None:
         """Finish writing and close the spill; what nobody will ever be told is in the log."""
@@ -102,27 +101,29 @@ class Reservoir:
             keep_until_sure=bool(buffer.lane),
         )
         backlog.on_held = self._held
-        rows = self._found.pop((buffer.node, buffer.lane), [])
         if buffer.lane:
-            backlog.adopt(rows)
-        elif rows:
-            # A topic has no memory: who listened then does not listen for it now.
-            self.untold.owe(buffer.node, self._give_up(buffer, rows))
-            self.untold.save()
+            backlog.adopt(self._found.pop((buffer.node, buffer.lane), []))
+        else:
+            self.owe(buffer.node)
         return backlog
 
-    def give_up(self, node: str, lane: str, buffer: EventBuffer) -> None:
-        """Drop what an earlier run left for a lane that is no more; the buffer tells it."""
-        for loss in self._give_up(buffer, self._found.pop((node, lane), [])):
-            add_loss(buffer.losses, loss)
-        if not lane:
-            buffer.own_up(0)
+    def owe(self, node: str) -> None:
+        """Drop what an earlier run left for the topics: who listened then does not listen for it now.
 
-    def _give_up(self, buffer: EventBuffer, rows: list[Row]) -> list[Loss]:
+        It is told when the node is ours again.
+        """
+        losses = self.give_up(node, "")
+        if losses:
+            self.untold.owe(node, losses)
+            self.untold.save()
+
+    def give_up(self, node: str, lane: str) -> list[Loss]:
+        """Drop what an earlier run left for a lane; returns what is to be told."""
         losses: list[Loss] = []
+        rows = self._found.pop((node, lane), [])
         for row in rows:
             losses += (*row.holes, Loss(row.epoch, "buffer", row.start, row.end, count=row.events))
-            self.on_drop(buffer.node, "buffer", row.events)
+            self.on_drop(node, "buffer", row.events)
         for number in {row.number for row in rows}:
             if self._spill is not None:
                 self._spill.delete(number)

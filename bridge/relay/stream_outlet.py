@@ -117,6 +117,14 @@ class StreamOutlet(Outlet):
             self._told = ""
         return bool(pipeline.failure)
 
+    def _confirmed(self, parts: Parts) -> None:
+        for buffer, chunks in parts:
+            count = 0
+            for chunk in chunks:
+                buffer.settle(chunk, confirmed=True)
+                count += len(chunk.messages)
+            self._meter.events_published(buffer.node, count)
+
     async def _again(self) -> None:
         """Leave the stream alone for a moment, then begin a new pipeline."""
         failure = self._pipeline.failure if self._pipeline is not None else ""

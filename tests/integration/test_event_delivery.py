@@ -12,6 +12,7 @@ from typing import Any
 import nats
 import pytest
 import redis.asyncio
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.simulator import SimulatedSwitch
@@ -33,7 +34,8 @@ async def stored(broker: EmbeddedBroker, name: str) -> list[dict[str, Any]]:
     try:
         jetstream = client.jetstream()
         info = await jetstream.stream_info(name)
-        subscription = await jetstream.pull_subscribe("", stream=name)
+        reading = ConsumerConfig(ack_policy=AckPolicy.NONE)
+        subscription = await jetstream.pull_subscribe("", stream=name, config=reading)
         messages: list[dict[str, Any]] = []
         while len(messages) < info.state.messages:
             messages += [json.loads(one.data) for one in await subscription.fetch(500, timeout=5)]

@@ -34,9 +34,9 @@ class StreamAppender(Pipeline):
     def __init__(self, link: Link, stream: StreamSpec, writer: str, changed: Callable[[], None]) -> None:
         super().__init__(changed)
         self._link = link
-        self._key = stream.key.encode()
-        self._limit = stream.max_messages
-        self._order = b"{%b}.order.%b" % (self._key, writer.encode())
+        key = stream.key.encode()
+        self._entries = EntryRenderer(key, stream.max_messages)
+        self._order = b"{%b}.order.%b" % (key, writer.encode())
         self._chained = True
         self._number = _NUMBERS
         self._armed_at = 0.0
@@ -44,7 +44,7 @@ class StreamAppender(Pipeline):
 
     async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
         """See ``Appender``."""
-        entries = render_entries(self._key, self._limit, batch)
+        entries = self._entries.render(batch)
         if not batch:
             self.check()
             return
@@ -119,32 +119,56 @@ class StreamAppender(Pipeline):
         self.fail(str(reply))
 
 
-def render_entries(key: bytes, limit: int, batch: Sequence[Message]) -> bytes:
-    """An ``XADD`` for each message to the stream ``key``, cut to about ``limit`` entries (0: not cut)."""
-    trim = b"$6\r\nMAXLEN\r\n$1\r\n~\r\n$%d\r\n%d\r\n" % (len(str(limit)), limit) if limit else b""
-    head = b"$4\r\nXADD\r\n$%d\r\n%b\r\n%b$1\r\n*\r\n$5\r\ntopic\r\n$" % (len(key), key, trim)
-    fixed = 13 + (3 if trim else 0)  # XADD, key, *, and five pairs
-    parts: list[bytes] = []
-    for message in batch:
-        if len(message.payload) > MAX_PAYLOAD:
-            raise MessageTooLarge(len(message.payload), MAX_PAYLOAD)
-        fields = _fields(message)
-        parts.append(b"*%d\r\n" % (fixed + 2 * len(message.headers)))
-        parts.append(head)
-        parts.append(fields)
-        parts.append(b"$4\r\ndata\r\n$%d\r\n" % len(message.payload))
-        parts.append(message.payload)
-        parts.append(b"\r\n")
-    return b"".join(parts)
+class EntryRenderer:
+    """Messages as ``XADD`` to one stream, cut to about ``limit`` entries (0: not cut)."""
+
+    def __init__(self, key: bytes, limit: int) -> None:
+        trim = (b"MAXLEN", b"~", b"%d" % limit) if limit else ()
+        self._start = b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in (b"XADD", key, *trim, b"*", b"topic")])
+        self._words = 4 + len(trim) + 9  # what begins, and five fields with their values
+        self._known: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
+
+    def render(self, batch: Sequence[Message]) -> bytes:
+        """The batch as bytes. Raises ``MessageTooLarge``."""
+        known = self._known
+        parts: list[bytes] = []
+        for message in batch:
+            payload = message.payload
+            length = len(payload)
+            if length > MAX_PAYLOAD:
+                raise MessageTooLarge(length, MAX_PAYLOAD)
+            # All but the identity is the same for every event of a name.
+            kind = message.topic, message.type, message.content_type
+            ends = known.get(kind) or self._learn(kind)
+            identity = message.id.encode()
+            if message.headers:
+                count = b"*%d\r\n" % (self._words + 2 * len(message.headers))
+                more = b"".join([_bulk(text) for header in message.headers for text in header])
+                start, end = count + ends[0].partition(b"\r\n")[2], more.join(_split(ends[1]))
+            else:
+                start, end = ends
+            parts += (b"%b%d\r\n%b%b%d\r\n" % (start, len(identity), identity, end, length), payload, b"\r\n")
+        return b"".join(parts)
+
+    def _learn(self, kind: tuple[str, str, str]) -> tuple[bytes, bytes]:
+        topic, type, content_type = kind
+        start = b"*%d\r\n%b%b%b$" % (self._words, self._start, _bulk(topic), _bulk("id"))
+        fields = (_bulk("type"), _bulk(type), _bulk("content_type"), _bulk(content_type))
+        ends = start, b"\r\n%b%b" % (b"".join(fields), _DATA)
+        if len(self._known) >= _KNOWN_LIMIT:
+            self._known.clear()
+        self._known[kind] = ends
+        return ends
 
 
-def _fields(message: Message) -> bytes:
-    topic, identity = message.topic.encode(), message.id.encode()
-    kind, encoding = message.type.encode(), message.content_type.encode()
-    text = b"%d\r\n%b\r\n$2\r\nid\r\n$%d\r\n%b\r\n$4\r\ntype\r\n$%d\r\n%b\r\n$12\r\ncontent_type\r\n$%d\r\n%b\r\n" % (
-        len(topic), topic, len(identity), identity, len(kind), kind, len(encoding), encoding,
-    )  # fmt: skip
-    for name, value in message.headers:
-        header, content = name.encode(), value.encode()
-        text += b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(header), header, len(content), content)
-    return text
+_DATA = b"$4\r\ndata\r\n$"
+_KNOWN_LIMIT = 4096
+
+
+def _split(end: bytes) -> tuple[bytes, bytes]:
+    return end[: -len(_DATA)], _DATA
+
+
+def _bulk(text: str) -> bytes:
+    word = text.encode()
+    return b"$%d\r\n%b\r\n" % (len(word), word)

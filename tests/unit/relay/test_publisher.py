@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
@@ -262,3 +263,16 @@ async def test_a_node_that_is_lost_while_the_bus_makes_us_wait_is_not_written(ho
     house.publisher.wake()
     await house.until(lambda: len(house.ids()) == 4)
     assert house.ids() == ["other", "1", "2", "3"]
+
+
+async def test_what_is_written_is_remembered_without_its_events(house: House) -> None:
+    house.bus.confirms = False
+    payload = b"y" * 5_000 + b"z"
+    before = sys.getrefcount(payload)
+    house.buffer.append(Chunk("e1", [Message(topic="t", payload=payload, id="0")], 6_000, 1_000_000.0))
+    house.publisher.wake()
+    await house.until(lambda: house.ids() == ["0"])
+    await asyncio.sleep(0)
+    house.bus.published.clear()
+    assert house.buffer.in_flight == 1
+    assert sys.getrefcount(payload) == before

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from bridge.bus.base import Message
+from bridge.bus.memory import MemoryBus
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Chunk
+from bridge.relay.notices import NoticeBoard
+from bridge.relay.publisher import Publisher
 from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.spill import Spill
+from bridge.relay.untold import Untold
 
 EPOCH = "0000000000000001.000000000001.abcd"
 
@@ -105,3 +109,39 @@ async def test_a_body_that_cannot_be_written_leaves_nothing(tmp_path: Path, drop
     assert house.spill.failing
     house.bodies.unlink()
     assert House(tmp_path, drop).buffer.events == 0
+
+
+async def test_what_a_killed_run_left_is_told_by_lane(tmp_path: Path) -> None:
+    """For the topics when the node is ours again, whoever named it; for a stream that is no more at once."""
+    house = House(tmp_path)
+    house.read(0, 3)
+    topics = EventBuffer("fs2", reservoir=house.reservoir)
+    topics.append(Chunk(EPOCH, [Message("t", b"x", "9")], 500, 5.0))
+    backlog = topics.backlog
+    assert backlog is not None
+    backlog.add(list(topics._head))  # as a worker that is killed leaves it
+    await house.end()
+    untold = Untold(tmp_path / "w1.untold")
+    again = Reservoir(BufferLimits(disk=1 << 30), Spill(house.path), untold)
+    again.open()
+    notices = NoticeBoard(worker="w1", instance="w1.2", codec="json")
+    publisher = Publisher(MemoryBus(), notices, Meter(), again)
+    assert sorted(again.left) == [("fs1", "FS_EVENTS"), ("fs2", "")]
+    publisher.adopt([])
+    assert [(loss.reason, loss.count) for loss in publisher.buffer("fs1").take_losses()] == [("buffer", 3)]
+    assert untold.nodes == ["fs2"]
+    later = publisher.buffer("fs2")
+    later.own_up(1)
+    assert [(loss.reason, loss.count) for loss in later.take_losses()] == [("buffer", 1)]
+    await again.close()
+    assert not house.path.exists()
+
+
+class Meter:
+    def events_published(self, node: str, count: int = 1) -> None: ...
+
+    def events_dropped(self, node: str, reason: str, count: int = 1) -> None: ...
+
+    def event_lag(self, node: str, waited: float) -> None: ...
+
+    def gap(self, node: str, reason: str) -> None: ...
