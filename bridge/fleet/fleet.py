@@ -32,6 +32,8 @@ PACE = 100
 """Most nodes that a worker links to at the same time: those who start together get their share before one has all."""
 LINKING = 5.0
 """Seconds after which a node that cannot be reached is no longer waited for."""
+COMEBACK = 7.0
+"""Seconds after which everybody who lost the broker has found it again: drivers pause for up to 5 between two tries."""
 HURRY = 0.1
 """Least seconds between two beats, however many words come in."""
 
@@ -316,9 +318,10 @@ class Fleet:
 
     def _may_take(self, one: Ownership, now: float) -> bool:
         """After an outage of the storage the owner of before comes first: it has what nobody else kept."""
-        if self._back_at + self.lease_time <= now:
+        until = self._back_at + max(self.lease_time, COMEBACK)
+        if until <= now:
             return True
-        one.retry_at = self._back_at + self.lease_time
+        one.retry_at = until
         return False
 
     async def _acquire(self, one: Ownership) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from bridge.bus.memory import MemoryBus
-from bridge.bus.storage import NODES
+from bridge.bus.storage import NODES, Grant
 from bridge.errors import ConfigError
 from bridge.fleet.fleet import Fleet
 from bridge.fleet.lease import Right
+from bridge.fleet.ownership import Ownership
 from bridge.messages.fleet import Mark, NodeEntry, NodeOrder, WorkerEntry, encode
 
 LEASE = 0.8
@@ -263,6 +264,45 @@ async def test_a_lease_that_ran_out_in_an_outage_goes_on_where_nobody_took_it(ya
     await asyncio.sleep(LEASE * 1.5)
     assert yard.owners() == {"fs1": [owner]}
     assert (owner, "resume", "fs1") in yard.story
+
+
+async def test_an_owner_that_finds_the_broker_late_is_waited_for(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver paused between two tries for longer than a lease time: nobody else has what it kept."""
+    monkeypatch.setattr("bridge.fleet.fleet.COMEBACK", LEASE * 6)
+    await yard.join("a", 1)
+    await yard.join("b", 1)
+    await yard.until(lambda: yard.divided(1))
+    (owner,) = yard.owners()["fs1"]
+    (other,) = {"a", "b"} - {owner}
+    late = yard.fleets[owner]
+    yard.buses["a"].broker.stop()
+    await yard.until(lambda: yard.fleets[other]._away_since is not None)
+    yard._tasks[owner].cancel()
+    await yard.until(lambda: not yard.owners())
+    yard.buses["a"].broker.start()
+    await yard.until(lambda: yard.fleets[other]._away_since is None)
+    await asyncio.sleep(LEASE * 2)
+    assert not yard.owners()
+    yard._tasks[owner] = asyncio.create_task(late.run())
+    await yard.until(lambda: yard.owners() == {"fs1": [owner]})
+    assert (owner, "resume", "fs1") in yard.story
+    assert (other, "take", "fs1") not in yard.story[yard.story.index((owner, "take", "fs1")) :]
+
+
+async def test_an_owner_that_had_written_no_mark_yet_goes_on_after_an_outage(yard: Yard) -> None:
+    """The mark that it finds is the one that it began behind: nobody published in between."""
+    await yard.join("a", 0)
+    storage = yard.buses["a"].storage
+    before = await storage.acquire("node.fs9", "gone", LEASE)
+    assert isinstance(before, Grant)
+    assert await storage.release("node.fs9", before.token, encode(Mark(before.token, "x:1", 1.0, 0, "gone")))
+    hands = Hands("fs9", "a", yard.story)
+    mine = Ownership("fs9", "", hands, storage, "a.1", LEASE)
+    assert await mine.acquire()
+    await yard.until(lambda: not mine.lease.valid)
+    await asyncio.sleep(LEASE)
+    assert not await mine.renew()
+    assert [what for _, what, node in yard.story if node == "fs9"] == ["take", "resume"]
 
 
 async def test_who_slept_too_long_loses_its_nodes(yard: Yard) -> None:
