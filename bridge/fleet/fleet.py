@@ -183,12 +183,11 @@ class Fleet:
         due = now - self._renewed_at >= self.interval * 0.9
         if due:
             self._renewed_at = now
-            news = await asyncio.gather(
-                self._name.keep(), *(one.renew() for one in list(self.ownerships.values()) if one.owns)
-            )
-            if any(news):
+            if await self._renew_and_announce():
                 self.changed()
-        await self._announce_and_look()
+            await self._look()
+        else:
+            await self._announce_and_look()
         if self._away_since is not None:
             log.info("the fleet's storage is back", seconds=round(now - self._away_since, 1))
             self._away_since, self._back_at = None, now
@@ -196,10 +195,27 @@ class Fleet:
         self._decide(time.monotonic())
         self.joined.set()
 
-    async def _announce_and_look(self) -> None:
-        before = dict(self.members)
+    async def _renew_and_announce(self) -> bool:
+        """All in one write: where answers are late, none waits for another's, and nobody thinks us dead for it."""
+        owned = [one for one in self.ownerships.values() if one.owns]
+        told = await asyncio.gather(
+            self._announce(), self._name.keep(), *(one.renew() for one in owned), return_exceptions=True
+        )
+        faults = [it for it in told if isinstance(it, BaseException)]
+        if faults:
+            raise next((it for it in faults if isinstance(it, ConfigError)), faults[0])
+        return any(told)
+
+    async def _announce(self) -> None:
         self._beat += 1
         await self._membership.announce(self._entry())
+
+    async def _announce_and_look(self) -> None:
+        await self._announce()
+        await self._look()
+
+    async def _look(self) -> None:
+        before = dict(self.members)
         await self._membership.look()
         await self._read_orders()
         for id, entry in before.items():

@@ -12,7 +12,7 @@ import pytest
 
 from bridge.bus.memory import MemoryBus
 from bridge.bus.storage import NODES, Grant
-from bridge.errors import ConfigError
+from bridge.errors import BusUnavailable, ConfigError
 from bridge.fleet.fleet import Fleet
 from bridge.fleet.lease import Right
 from bridge.fleet.ownership import Ownership
@@ -264,6 +264,23 @@ async def test_a_lease_that_ran_out_in_an_outage_goes_on_where_nobody_took_it(ya
     await asyncio.sleep(LEASE * 1.5)
     assert yard.owners() == {"fs1": [owner]}
     assert (owner, "resume", "fs1") in yard.story
+
+
+async def test_a_worker_whose_renewals_are_answered_late_is_not_thought_dead(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await yard.join("a", 1)
+    await yard.join("b", 1)
+    await yard.until(lambda: set(yard.fleets["b"].members) == {"a", "b"})
+
+    async def late(*_: Any) -> bool:
+        await asyncio.sleep(LEASE * 0.6)
+        raise BusUnavailable("no answer in time")
+
+    monkeypatch.setattr(yard.buses["a"].storage, "renew", late)
+    beat = yard.fleets["b"].members["a"].beat
+    await yard.until(lambda: yard.lost or yard.fleets["b"].members["a"].beat > beat + 4)
+    assert not yard.lost
 
 
 async def test_an_owner_that_finds_the_broker_late_is_waited_for(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
