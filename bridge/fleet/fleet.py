@@ -215,11 +215,13 @@ class Fleet:
         await self._look()
 
     async def _look(self) -> None:
-        before = dict(self.members)
+        before, expiry, now = dict(self.members), dict(self._membership.expiry), time.monotonic()
         await self._membership.look()
         await self._read_orders()
         for id, entry in before.items():
-            if id not in self.members and not entry.draining and id != self._id:
+            # An entry that is gone long before its time was taken away by its worker.
+            left = entry.draining or now < expiry.get(id, now) - 2 * self.interval
+            if id not in self.members and not left and id != self._id:
                 log.warning("worker lost", worker=id, nodes=len(entry.owned))
                 # All see it; one tells it.
                 if self._id == min(self.members, default=self._id):

@@ -243,6 +243,17 @@ async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
     assert not yard.lost
 
 
+async def test_who_takes_its_entry_away_is_not_lost(yard: Yard) -> None:
+    """Several that end together have no time to say that they are leaving."""
+    for id in ("a", "b", "c"):
+        await yard.join(id, 3)
+    await yard.until(lambda: all(set(one.members) == {"a", "b", "c"} for one in yard.fleets.values()))
+    await yard.fleets["b"]._membership.leave()
+    yard._tasks["b"].cancel()
+    await yard.until(lambda: all("b" not in yard.fleets[id].members for id in ("a", "c")))
+    assert not yard.lost
+
+
 async def test_the_last_worker_leaves_at_once(yard: Yard) -> None:
     only = await yard.join("a")
     await yard.until(lambda: yard.divided())
