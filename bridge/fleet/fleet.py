@@ -32,6 +32,8 @@ PACE = 100
 """Most nodes that a worker links to at the same time: those who start together get their share before one has all."""
 LINKING = 5.0
 """Seconds after which a node that cannot be reached is no longer waited for."""
+COMEBACK = 7.0
+"""Seconds after which everybody who lost the broker has found it again: drivers pause for up to 5 between two tries."""
 HURRY = 0.1
 """Least seconds between two beats, however many words come in."""
 
@@ -181,12 +183,11 @@ class Fleet:
         due = now - self._renewed_at >= self.interval * 0.9
         if due:
             self._renewed_at = now
-            news = await asyncio.gather(
-                self._name.keep(), *(one.renew() for one in list(self.ownerships.values()) if one.owns)
-            )
-            if any(news):
+            if await self._renew_and_announce():
                 self.changed()
-        await self._announce_and_look()
+            await self._look()
+        else:
+            await self._announce_and_look()
         if self._away_since is not None:
             log.info("the fleet's storage is back", seconds=round(now - self._away_since, 1))
             self._away_since, self._back_at = None, now
@@ -194,14 +195,33 @@ class Fleet:
         self._decide(time.monotonic())
         self.joined.set()
 
-    async def _announce_and_look(self) -> None:
-        before = dict(self.members)
+    async def _renew_and_announce(self) -> bool:
+        """All in one write: where answers are late, none waits for another's, and nobody thinks us dead for it."""
+        owned = [one for one in self.ownerships.values() if one.owns]
+        told = await asyncio.gather(
+            self._announce(), self._name.keep(), *(one.renew() for one in owned), return_exceptions=True
+        )
+        faults = [it for it in told if isinstance(it, BaseException)]
+        if faults:
+            raise next((it for it in faults if isinstance(it, ConfigError)), faults[0])
+        return any(told)
+
+    async def _announce(self) -> None:
         self._beat += 1
         await self._membership.announce(self._entry())
+
+    async def _announce_and_look(self) -> None:
+        await self._announce()
+        await self._look()
+
+    async def _look(self) -> None:
+        before, expiry, now = dict(self.members), dict(self._membership.expiry), time.monotonic()
         await self._membership.look()
         await self._read_orders()
         for id, entry in before.items():
-            if id not in self.members and not entry.draining and id != self._id:
+            # An entry that is gone long before its time was taken away by its worker.
+            left = entry.draining or now < expiry.get(id, now) - 2 * self.interval
+            if id not in self.members and not left and id != self._id:
                 log.warning("worker lost", worker=id, nodes=len(entry.owned))
                 # All see it; one tells it.
                 if self._id == min(self.members, default=self._id):
@@ -316,9 +336,10 @@ class Fleet:
 
     def _may_take(self, one: Ownership, now: float) -> bool:
         """After an outage of the storage the owner of before comes first: it has what nobody else kept."""
-        if self._back_at + self.lease_time <= now:
+        until = self._back_at + max(self.lease_time, COMEBACK)
+        if until <= now:
             return True
-        one.retry_at = self._back_at + self.lease_time
+        one.retry_at = until
         return False
 
     async def _acquire(self, one: Ownership) -> None:

@@ -94,6 +94,7 @@ class Ownership:
         self.unlinked_since = 0.0
         self._mark = Mark()
         self._mark_at = 0.0
+        self._before = 0  # the token of the mark that we found when we took the node
 
     @property
     def owns(self) -> bool:
@@ -124,6 +125,7 @@ class Ownership:
         log.info("node taken", node=self.node, fencing=answer.token, after=mark.worker if mark else "")
         self.role = Role.OWNER
         self._mark, self._mark_at = Mark(), 0.0
+        self._before = mark.token if mark is not None else 0
         self.hands.take(self.lease, mark, overlapped=self.overlapped)
         self._forget_owner()
         return True
@@ -145,11 +147,12 @@ class Ownership:
             self._lose()
             return True
         mark = decode_mark(answer.note)
-        if mark is None or mark.token in (token, self._mark.token):
+        if mark is None or mark.token in (token, self._mark.token, self._before):
             log.info("lease had run out, nobody took it", node=self.node, fencing=answer.token)
             self.hands.resume(self.lease)
             return False
         log.warning("node was with another worker meanwhile", node=self.node, worker=mark.worker)
+        self._before = mark.token
         self.hands.lose()
         self.hands.take(self.lease, mark, overlapped=False)
         return True

@@ -121,6 +121,15 @@ class Bench:
         finally:
             await connection.close()
 
+    async def connections(self) -> int | None:
+        """How many the broker has but for ours; None where it does not tell."""
+        if self.broker.kind != "redis":
+            return None
+        import redis.asyncio
+
+        async with redis.asyncio.from_url(self.broker.url) as server:
+            return sum(str(it["name"]).startswith("esl-bridge") for it in await server.client_list())
+
     async def run(self) -> None:
         count = self.arguments.workers
         ids = [f"w{number}" for number in range(count)]
@@ -138,6 +147,10 @@ class Bench:
         say(f"storage in the steady state: {(await self.operations() - before) / seconds:.0f} operations/s")
         used = sum(_cpu(it.pid) - then for it, then in zip(self.processes.values(), cpu, strict=True)) / seconds
         say(f"CPU of all workers in the steady state: {used * 100:.0f} % of one core")
+        memory = [_memory(it.pid) for it in self.processes.values()]
+        say(f"memory of a worker: {sum(memory) / len(memory):.0f} MiB, the largest {max(memory):.0f}")
+        if (connections := await self.connections()) is not None:
+            say(f"connections to the broker: {connections} ({connections / count:.1f} a worker)")
 
         owners = await self.owners()
         victim = ids[-1]
@@ -178,6 +191,10 @@ def say(text: str) -> None:
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 async def main() -> None:

@@ -14,6 +14,8 @@ import pytest
 from bridge.bus.embedded import EmbeddedBroker
 from tests.chaos.conftest import LEASE, Arena, Proxy, until
 
+both = pytest.mark.parametrize("arena", ["nats", "redis"], indirect=True)
+
 
 async def proxy(arena: Arena, port: int) -> Proxy:
     found = Proxy(port)
@@ -28,6 +30,7 @@ async def owned_by(arena: Arena, node: str, id: str) -> None:
             await asyncio.sleep(0.05)
 
 
+@both
 async def test_a_worker_cut_off_from_the_broker_is_replaced_and_comes_back(arena: Arena) -> None:
     await arena.nodes(2)
     wire = await proxy(arena, arena.broker.port)
@@ -52,6 +55,7 @@ async def test_a_worker_cut_off_from_the_broker_is_replaced_and_comes_back(arena
     assert all(len(workers) == 1 for workers in by_epoch.values())
 
 
+@both
 async def test_an_owner_that_lost_its_node_gives_it_to_one_that_hears_it(arena: Arena) -> None:
     await arena.nodes(2)
     wires = {f"fs{n}": await proxy(arena, switch.port) for n, switch in enumerate(arena.switches, 1)}
@@ -68,7 +72,7 @@ async def test_an_owner_that_lost_its_node_gives_it_to_one_that_hears_it(arena: 
     arena.check(since=since, duplicates=True)
 
 
-@pytest.mark.parametrize("arena", ["nats", "redis"], indirect=True)
+@both
 async def test_a_broker_that_restarts_finds_every_node_owned_again_by_one(arena: Arena) -> None:
     await arena.nodes(2, rate=50)
     await arena.worker("a", standby=1)

@@ -81,7 +81,7 @@ async def test_a_rolling_restart_under_load_loses_and_repeats_nothing(arena: Are
     assert not arena.gaps, [gap.data for gap in arena.gaps]
 
 
-@pytest.mark.parametrize("arena", ["redis"], indirect=True)
+@both
 async def test_a_frozen_worker_is_replaced_and_harmless_when_it_wakes(arena: Arena) -> None:
     await arena.nodes(2)
     workers = {id: await arena.worker(id, standby=1) for id in ("a", "b")}
@@ -142,6 +142,7 @@ async def test_clocks_that_jump_move_no_node_and_lose_nothing(arena: Arena) -> N
     assert set(missing) <= {"fs1"}
 
 
+@both
 async def test_a_new_worker_takes_its_share_without_a_hole_and_without_a_duplicate(arena: Arena) -> None:
     await arena.nodes(3)
     await arena.worker("a")
@@ -155,7 +156,7 @@ async def test_a_new_worker_takes_its_share_without_a_hole_and_without_a_duplica
     assert not arena.gaps, [gap.data for gap in arena.gaps]
 
 
-@pytest.mark.parametrize("arena", ["redis"], indirect=True)
+@both
 async def test_a_second_worker_of_one_name_is_refused(arena: Arena) -> None:
     await arena.nodes(1, rate=10)
     await arena.worker("a")

@@ -18,7 +18,7 @@ from bridge.bus.nats.reading import Incoming, parse_headers
 from bridge.errors import BusRefused, BusUnavailable
 
 API = "$JS.API."
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 """Seconds after which a silent server counts as away."""
 CREATE_TIMEOUT = 10.0
 

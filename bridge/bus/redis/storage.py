@@ -13,7 +13,7 @@ from bridge.bus.redis.writers import Writers
 from bridge.bus.storage import NOTE_TTL, Grant, Held
 from bridge.errors import BusRefused, BusUnavailable
 
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 """Seconds after which a silent server counts as away."""
 
 # The token follows the server's clock, so that it grows even after the server lost its memory.

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from bridge.bus.memory import MemoryBus
-from bridge.bus.storage import NODES
-from bridge.errors import ConfigError
+from bridge.bus.storage import NODES, Grant
+from bridge.errors import BusUnavailable, ConfigError
 from bridge.fleet.fleet import Fleet
 from bridge.fleet.lease import Right
+from bridge.fleet.ownership import Ownership
 from bridge.messages.fleet import Mark, NodeEntry, NodeOrder, WorkerEntry, encode
 
 LEASE = 0.8
@@ -242,6 +243,17 @@ async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
     assert not yard.lost
 
 
+async def test_who_takes_its_entry_away_is_not_lost(yard: Yard) -> None:
+    """Several that end together have no time to say that they are leaving."""
+    for id in ("a", "b", "c"):
+        await yard.join(id, 3)
+    await yard.until(lambda: all(set(one.members) == {"a", "b", "c"} for one in yard.fleets.values()))
+    await yard.fleets["b"]._membership.leave()
+    yard._tasks["b"].cancel()
+    await yard.until(lambda: all("b" not in yard.fleets[id].members for id in ("a", "c")))
+    assert not yard.lost
+
+
 async def test_the_last_worker_leaves_at_once(yard: Yard) -> None:
     only = await yard.join("a")
     await yard.until(lambda: yard.divided())
@@ -263,6 +275,62 @@ async def test_a_lease_that_ran_out_in_an_outage_goes_on_where_nobody_took_it(ya
     await asyncio.sleep(LEASE * 1.5)
     assert yard.owners() == {"fs1": [owner]}
     assert (owner, "resume", "fs1") in yard.story
+
+
+async def test_a_worker_whose_renewals_are_answered_late_is_not_thought_dead(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await yard.join("a", 1)
+    await yard.join("b", 1)
+    await yard.until(lambda: set(yard.fleets["b"].members) == {"a", "b"})
+
+    async def late(*_: Any) -> bool:
+        await asyncio.sleep(LEASE * 0.6)
+        raise BusUnavailable("no answer in time")
+
+    monkeypatch.setattr(yard.buses["a"].storage, "renew", late)
+    beat = yard.fleets["b"].members["a"].beat
+    await yard.until(lambda: yard.lost or yard.fleets["b"].members["a"].beat > beat + 4)
+    assert not yard.lost
+
+
+async def test_an_owner_that_finds_the_broker_late_is_waited_for(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver paused between two tries for longer than a lease time: nobody else has what it kept."""
+    monkeypatch.setattr("bridge.fleet.fleet.COMEBACK", LEASE * 6)
+    await yard.join("a", 1)
+    await yard.join("b", 1)
+    await yard.until(lambda: yard.divided(1))
+    (owner,) = yard.owners()["fs1"]
+    (other,) = {"a", "b"} - {owner}
+    late = yard.fleets[owner]
+    yard.buses["a"].broker.stop()
+    await yard.until(lambda: yard.fleets[other]._away_since is not None)
+    yard._tasks[owner].cancel()
+    await yard.until(lambda: not yard.owners())
+    yard.buses["a"].broker.start()
+    await yard.until(lambda: yard.fleets[other]._away_since is None)
+    await asyncio.sleep(LEASE * 2)
+    assert not yard.owners()
+    yard._tasks[owner] = asyncio.create_task(late.run())
+    await yard.until(lambda: yard.owners() == {"fs1": [owner]})
+    assert (owner, "resume", "fs1") in yard.story
+    assert (other, "take", "fs1") not in yard.story[yard.story.index((owner, "take", "fs1")) :]
+
+
+async def test_an_owner_that_had_written_no_mark_yet_goes_on_after_an_outage(yard: Yard) -> None:
+    """The mark that it finds is the one that it began behind: nobody published in between."""
+    await yard.join("a", 0)
+    storage = yard.buses["a"].storage
+    before = await storage.acquire("node.fs9", "gone", LEASE)
+    assert isinstance(before, Grant)
+    assert await storage.release("node.fs9", before.token, encode(Mark(before.token, "x:1", 1.0, 0, "gone")))
+    hands = Hands("fs9", "a", yard.story)
+    mine = Ownership("fs9", "", hands, storage, "a.1", LEASE)
+    assert await mine.acquire()
+    await yard.until(lambda: not mine.lease.valid)
+    await asyncio.sleep(LEASE)
+    assert not await mine.renew()
+    assert [what for _, what, node in yard.story if node == "fs9"] == ["take", "resume"]
 
 
 async def test_who_slept_too_long_loses_its_nodes(yard: Yard) -> None:
