@@ -77,3 +77,11 @@ def test_a_reply_is_one_line():
     assert render_reply("status", good).plain == "▶ status  ◀ ok executed=yes 2 ms on fs1  UP 0 years"
     bad = CommandReply(status=Status.DENIED, executed=Executed.NO, error="system is denied")
     assert render_reply("system ls", bad).plain == "▶ system ls  ◀ denied executed=no 0 ms  system is denied"
+
+
+def test_on_a_narrow_terminal_values_have_the_room_of_their_names() -> None:
+    line = event("CHANNEL_HANGUP", Hangup_Cause="NORMAL_CLEARING")
+    assert "Hangup-Cause=NORMAL_CLEARING" in render_event(line).plain
+    narrow = render_event(line, width=80).plain
+    assert "NORMAL_CLEARING" in narrow[:80]
+    assert "Hangup-Cause" not in narrow
