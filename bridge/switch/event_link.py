@@ -44,6 +44,9 @@ class LinkHandler(Protocol):
     def events(self, events: list[Event]) -> None:
         """What one read of the socket brought, in wire order."""
 
+    def hidden(self, identity: str, after: str) -> None:
+        """An event came behind ``after`` that is not handed over here; on the links of other workers it is."""
+
     def node_changed(self, change: NodeChange) -> None:
         """Another state, or another reason of it."""
 
@@ -238,6 +241,10 @@ class EventLink:
                 keep = self._beat(event)
             elif name == "API" and self._own is not None:
                 keep = not self._is_own(event, self._own)
+                if not keep:
+                    kept = events[:index] if wanted is events else wanted
+                    before = kept[-1] if kept else self._last
+                    self._call(self._handler.hidden, event.identity, before.identity if before is not None else "")
             else:
                 keep = True
             if not keep and wanted is events:
