@@ -110,6 +110,7 @@ def check_numbers(events: list[EventMessage]) -> None:
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("arena", ["nats", "redis"], indirect=True)
 async def test_a_rolling_upgrade_under_events_and_commands_loses_and_repeats_nothing(arena: Arena) -> None:
     await arena.nodes(3, rate=100)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.cli.nodes import fitted
 from bridge.cli.rendering import details, printable, printable_output, render_event, render_reply, style_of
 from bridge.messages.event import EventMessage
 from bridge.messages.reply import CommandReply, Executed, Status
@@ -85,3 +86,18 @@ def test_on_a_narrow_terminal_values_have_the_room_of_their_names() -> None:
     narrow = render_event(line, width=80).plain
     assert "NORMAL_CLEARING" in narrow[:80]
     assert "Hangup-Cause" not in narrow
+
+
+def test_a_narrow_terminal_cuts_the_names_of_workers_where_they_are_alike():
+    numbers = ("12", "6", "7%", "12.3 ms", "3")
+    rows = [
+        ("media-node-10", "UP", "esl-bridge-5d9c7c7b4f-x2x9k-1", "esl-bridge-5d9c7c7b4f-abcde-1", *numbers),
+        ("fs1", "UP", "gw-1", "-", *numbers),
+    ]
+    first, second = fitted(rows, 80)
+    assert (first[0], first[4:]) == ("media-node-10", numbers)
+    assert first[2].startswith("…")
+    assert first[2].endswith("x2x9k-1")
+    assert first[3].endswith("abcde-1")
+    assert second == rows[1]
+    assert fitted(rows, 200) == rows
