@@ -166,8 +166,9 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         grace = min(QUEUE_GRACE, self.settings.worker.drain_timeout)
         await self.queues.drain(grace)
-        left_time = max(0.0, deadline - loop.time())
-        await asyncio.gather(self.crew.leave(left_time), self.commands.drain(left_time))
+        # The nodes' own queues are left with their nodes; what they still bring is served, not sent away.
+        await self.crew.leave(max(0.0, deadline - loop.time()))
+        await self.commands.drain(max(0.0, deadline - loop.time()))
         self.queues.close()
         self.notices.tell(WorkerNotice(state="left", nodes=owned))
         left = await self.publisher.stop(max(LAST_FLUSH, deadline - loop.time()))

@@ -158,7 +158,12 @@ def test_prometheus_itself_agrees() -> None:
         if os.environ.get("ESL_BRIDGE_TEST_PROMTOOL") == "required":
             pytest.fail(reason)
         pytest.skip(reason)
-    for command in (["check", "rules", DEPLOY / "prometheus" / "alerts.yaml"], ["test", "rules", PROVOKED]):
+    prometheus = DEPLOY / "prometheus"
+    for command in (
+        ["check", "config", prometheus / "prometheus.yaml"],
+        ["check", "rules", prometheus / "alerts.yaml"],
+        ["test", "rules", PROVOKED],
+    ):
         done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -357,6 +362,8 @@ def test_the_unit_passes_systemd(tmp_path: Path) -> None:
 def test_the_unit_does_not_try_a_wrong_configuration_again() -> None:
     text = (DEPLOY / "esl-bridge.service").read_text("utf-8")
     assert "RestartPreventExitStatus=78" in text
+    # systemd compares the main process's status only: what fails before it would be tried again.
+    assert "ExecStartPre=" not in text
     assert "Restart=on-failure" in text
 
 

@@ -107,10 +107,16 @@ def describe_configuration(settings: Settings, file: Path | None) -> list[Findin
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Print findings as a table."""
+    """Print findings as a table; where nobody looks at a terminal, each whole on its line."""
     from rich.table import Table
     from rich.text import Text
 
+    if not console.is_terminal:
+        width = max((len(finding.what) for finding in findings), default=0)
+        for finding in findings:
+            sign = "✓" if finding.code == exits.FINE else "✗"
+            print(f"{sign}  {finding.what:{width}}  {finding.text}")
+        return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column()
     table.add_column(no_wrap=True)

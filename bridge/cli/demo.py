@@ -6,8 +6,11 @@ This room conducts: ``stage`` puts up the parts, ``show`` prints; nothing outliv
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -166,7 +169,19 @@ async def _send_commands(show: Show, client: Bridge) -> None:
             await asyncio.sleep(COMMAND_INTERVAL)
 
 
+def own_name() -> str:
+    """How this program is called from the same folder: by its name alone only where that finds it."""
+    called = Path(sys.argv[0])
+    found = shutil.which("esl-bridge")
+    if called.name != "esl-bridge" or (found is not None and Path(found).resolve() == called.resolve()):
+        return "esl-bridge"
+    with contextlib.suppress(ValueError):
+        return str(called.resolve().relative_to(Path.cwd()))
+    return str(called)
+
+
 def _introduce(show: Show, stage: Stage) -> None:
+    program = own_name()
     url, port = stage.broker.url, stage.broker.port
     show.line("")
     show.line(f"FreeSWITCH (simulated)  {stage.switch.host}:{stage.switch.port}, password {stage.switch.password}")
@@ -174,8 +189,8 @@ def _introduce(show: Show, stage: Stage) -> None:
     show.line(f"web page                {stage.page}")
     show.line("")
     show.line("look for yourself, from another terminal:", style="bold")
-    show.line(f"  esl-bridge tail 'CHANNEL_*' --bus {url}")
-    show.line(f"  esl-bridge call status --bus {url}")
+    show.line(f"  {program} tail 'CHANNEL_*' --bus {url}")
+    show.line(f"  {program} call status --bus {url}")
     if stage.kind == "nats":
         show.line(f"  nats --server {url} sub 'fs.events.>'")
         show.line(f"""  nats --server {url} request esl.cmd '{{"command": "status"}}'""")
@@ -189,4 +204,4 @@ def _introduce(show: Show, stage: Stage) -> None:
 def _say_where_to_go_on(show: Show) -> None:
     show.line("")
     show.line("your own FreeSWITCH: write a bridge.toml (the README has one of ten lines), then")
-    show.line("  esl-bridge check --connect && esl-bridge run")
+    show.line(f"  {own_name()} check --connect && {own_name()} run")

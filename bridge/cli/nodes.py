@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5.0
 Action = Literal["list", "add", "remove", "drain", "resume"]
-_COLUMNS = ("node", "state", "owner", "standby", "sessions", "calls", "load", "lag", "in flight")
+_COLUMNS = ("node", "state", "owner", "standby", "sessions", "calls", "load", "lag", "cmds")
+_NAMES = (2, 3)  # the columns that give way on a narrow terminal
+_LEAST = 8
+_STYLES = {"UP": "green", "DOWN": "bold red", "UNOWNED": "bold red"}
 
 
 def nodes(
@@ -122,15 +125,20 @@ def _reason(error: ValueError) -> str:
 
 def _show(fleet: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
     rows = [_row(node) for node in fleet["nodes"]]
     console = Console(highlight=False, markup=False, emoji=False)
     workers = fleet["workers"]
     if console.is_terminal:
-        table = Table(*_COLUMNS, box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*row)
+        columns = [
+            Column(name, justify="right" if at > max(_NAMES) else "left", no_wrap=True)
+            for at, name in enumerate(_COLUMNS)
+        ]
+        table = Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        for node, state, *rest in fitted(rows, console.width):
+            table.add_row(Text(node, style="bold"), Text(state, style=_STYLES.get(state, "yellow")), *map(Text, rest))
         console.print(table)
     else:
         widths = [max(len(row[at]) for row in [_COLUMNS, *rows]) for at in range(len(_COLUMNS))]
@@ -141,6 +149,21 @@ def _show(fleet: dict[str, Any]) -> None:
         print(f"worker {worker['worker']}{state}: {worker['nodes']} owned, {worker['ready']} ready")
     if not workers:
         print("no worker lives on this bus", file=sys.stderr)
+
+
+def fitted(rows: list[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """The rows with the names of workers cut to what ``width`` columns leave them; their ends tell them apart."""
+    widths = [max(len(row[at]) for row in [_COLUMNS, *rows]) for at in range(len(_COLUMNS))]
+    excess = sum(widths) + 2 * (len(widths) - 1) - width
+    while excess > 0 and max(widths[at] for at in _NAMES) > _LEAST:
+        widest = max(_NAMES, key=lambda at: widths[at])
+        widths[widest] -= 1
+        excess -= 1
+
+    def cut(at: int, text: str) -> str:
+        return text if at not in _NAMES or len(text) <= widths[at] else "…" + text[len(text) - widths[at] + 1 :]
+
+    return [tuple(cut(at, text) for at, text in enumerate(row)) for row in rows]
 
 
 def _row(node: dict[str, Any]) -> tuple[str, ...]:

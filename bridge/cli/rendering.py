@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 _VALUE_LIMIT = 80
+WIDE = 100
+"""Columns from which on an event's line has room for the names of its headers."""
 
 _STYLES = (
     ("CHANNEL_CREATE", "cyan"),
@@ -120,8 +122,11 @@ def _local_clock(time: str) -> str:
         return time or "--:--:--.---"
 
 
-def render_event(event: EventMessage, *, node_width: int = 6) -> Text:
-    """One line for an event: time, node, name, short uuid, and the headers that matter for it."""
+def render_event(event: EventMessage, *, node_width: int = 6, width: int = WIDE) -> Text:
+    """One line for an event: time, node, name, short uuid, and the headers that matter for it.
+
+    On less than ``WIDE`` columns the headers' names stay away: their values would be cut off.
+    """
     name = f"{event.name}:{event.subclass}" if event.subclass else event.name
     line = Text(no_wrap=True, overflow="ellipsis")
     line.append(_local_clock(event.time) + "  ", style="dim")
@@ -130,7 +135,7 @@ def render_event(event: EventMessage, *, node_width: int = 6) -> Text:
     line.append(f"{printable(event.uuid[:8]) or '-':<8} ", style="dim")
     for header, value in details(event.name, event):
         line.append(" ")
-        if header:
+        if header and width >= WIDE:
             line.append(f"{'' if header == '_body' else header + '='}", style="dim")
         line.append(printable(value, _VALUE_LIMIT))
     for flag in ("synthetic", "truncated", "injected"):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridge.cli.rendering import printable, render_event, render_parts, render_reply
+from bridge.cli.rendering import WIDE, printable, render_event, render_parts, render_reply
 
 if TYPE_CHECKING:
     from bridge.messages.command import CommandReply
@@ -68,7 +68,7 @@ class Show:
         self.names[f"{event.name}:{event.subclass}" if event.subclass else event.name] += 1
         if self._may_print(event.name):
             self.shown += 1
-            self.line(render_event(event))
+            self.line(render_event(event, width=self.console.width if self.console.is_terminal else WIDE))
 
     def _may_print(self, name: str) -> bool:
         now = self._clock()

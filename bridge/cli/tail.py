@@ -142,8 +142,8 @@ def print_line(console: Console, event: EventMessage) -> None:
     """Print an event's line: cut to a terminal's width, whole elsewhere."""
     from bridge.cli.rendering import render_event
 
-    line = render_event(event)
     if console.is_terminal:
+        line = render_event(event, width=console.width)
         console.print(line, overflow="ellipsis", no_wrap=True, crop=True)
     else:
-        print(line.plain, flush=True)
+        print(render_event(event).plain, flush=True)

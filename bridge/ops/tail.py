@@ -260,6 +260,7 @@ class TappedHandler:
 
     def __init__(self, node: str, handler: Any, tail: Tail) -> None:
         self.link_up: Callable[..., None] = handler.link_up
+        self.hidden: Callable[..., None] = handler.hidden
         self.node_changed: Callable[..., None] = handler.node_changed
         self.gap: Callable[..., None] = handler.gap
         self.log_lines: Callable[..., None] = handler.log_lines

@@ -99,6 +99,11 @@ class NodeFeed:
         else:
             self.ring.append(events)
 
+    def hidden(self, identity: str, after: str) -> None:
+        """Another worker's link has an event here that ours leaves out: its mark may name it."""
+        if not self.owning:
+            self.ring.hide(identity, after)
+
     def node_changed(self, change: NodeChange) -> None:
         """Another state: told to the world by the owner only."""
         self._change = change

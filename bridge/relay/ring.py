@@ -23,6 +23,7 @@ MEMORY = 32 * 1024 * 1024
 DISK = 1024 * 1024 * 1024
 """Bytes of one node's events in its file."""
 _OVERHEAD = 300  # bytes that an event costs beside its own
+_HIDDEN = 4_096  # so many events that are left out here are known
 _SPILL_PART = 4  # so much of the memory is moved at a time: a quarter
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -61,6 +62,8 @@ class EventRing:
         self._reads: deque[_Read] = deque()
         self._stored: deque[_Read] = deque()  # older than those in `_reads`
         self._file: IO[bytes] | None = None
+        # Left out here, but another owner's mark may name it: the kept event that it came behind.
+        self._hidden: dict[str, str] = {}
 
     def __len__(self) -> int:
         return sum(len(read.events or read.identities) for read in (*self._stored, *self._reads))
@@ -77,8 +80,15 @@ class EventRing:
         """FreeSWITCH spoke while nobody listened here."""
         self._reads.append(_Read(None, 0, gap))
 
+    def hide(self, identity: str, after: str) -> None:
+        """An event is left out here, behind the event ``after``; what comes before it can be forgotten by its name."""
+        self._hidden[identity] = after
+        if len(self._hidden) > _HIDDEN:
+            del self._hidden[next(iter(self._hidden))]
+
     def trim(self, identity: str) -> bool:
         """Forget everything up to and with this event; False where it is not here."""
+        identity = self._hidden.get(identity, identity)
         if identity == self.head:
             return True
         place = self._find(identity)
@@ -123,6 +133,7 @@ class EventRing:
         """Forget everything."""
         self._reads.clear()
         self._stored.clear()
+        self._hidden.clear()
         self.size = self.spilled = 0
         self.head = ""
         self.overflowed = False

@@ -45,6 +45,9 @@ class LinkHandler(Protocol):
     def events(self, events: list[Event]) -> None:
         """What one read of the socket brought, in wire order."""
 
+    def hidden(self, identity: str, after: str) -> None:
+        """An event came behind ``after`` that is not handed over here; on the links of other workers it is."""
+
     def node_changed(self, change: NodeChange) -> None:
         """Another state, or another reason of it."""
 
@@ -234,18 +237,27 @@ class EventLink:
             self._verify(events[0])
         wanted = events
         if not _LOOKED_AT.isdisjoint([(event._envelope or event.envelope).name for event in events]):
-            wanted = [event for event in events if self._is_wanted(event)]
+            wanted = self._pick(events)
         if wanted:
             if self._gap is not None:
                 self._tell_gap(wanted[0].identity)
             self._last = wanted[-1]
             self._call(self._handler.events, wanted)
 
-    def _is_wanted(self, event: Event) -> bool:
-        name = event.name
-        if name == "HEARTBEAT":
-            return self._beat(event)
-        return name != "API" or self._own is None or not self._is_own(event, self._own)
+    def _pick(self, events: list[Event]) -> list[Event]:
+        """Those that are not only for us; what was left out is told with the event before it."""
+        wanted: list[Event] = []
+        before = self._last
+        for event in events:
+            name = event.name
+            if name == "HEARTBEAT" and not self._beat(event):
+                continue
+            if name == "API" and self._own is not None and self._is_own(event, self._own):
+                self._call(self._handler.hidden, event.identity, before.identity if before is not None else "")
+                continue
+            wanted.append(event)
+            before = event
+        return wanted
 
     def logged(self, records: list[LogRecord]) -> None:
         """Hand log lines over."""

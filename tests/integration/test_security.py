@@ -20,6 +20,7 @@ from bridge.client import Bridge
 from bridge.config import load_settings
 from bridge.errors import BridgeError, CommandError, Denied
 from bridge.messages.notice import Notice
+from bridge.ops.tail import Filter
 from bridge.simulator import User
 from tests.conftest import unavailable
 from tests.integration.conftest import House, until
@@ -100,6 +101,27 @@ async def test_the_documented_rights_are_enough(locked: Locked) -> None:
         await service.api("system reboot", timeout=10)
     await until(lambda: any(notice.data.get("command") == "echo hello" for notice in notices))
     await worker.stop()
+    assert await locked.complaints() == []
+
+
+async def test_the_documented_rights_are_enough_for_the_page_of_the_fleet(locked: Locked) -> None:
+    switch = await locked.house.switch()
+    workers = []
+    for name in ("w1", "w2"):
+        identity = {"id": name, "state_dir": str(locked.house.folder / name)}
+        bus = {"url": locked.url("esl-bridge")}
+        workers.append(await locked.house.worker(switch, worker=identity, bus=bus, http={"listen": "127.0.0.1:0"}))
+    (looks,) = [it for it in workers if not it.crew.owned()]
+    viewer = looks.operations.tail.open(Filter("CUSTOM"))
+    assert viewer is not None
+    looks.operations.lookout.look(True)
+    (owner,) = [it for it in workers if it is not looks]
+    await until(lambda: owner.operations.tail.watched and looks.operations.lookout.numbers)
+    switch.fire("CUSTOM", {}, subclass="seen")
+    lines, _ = await viewer.next(20)
+    assert [line["name"] for line in lines] == ["CUSTOM:seen"]
+    looks.operations.tail.close(viewer)
+    looks.operations.lookout.look(False)
     assert await locked.complaints() == []
 
 

@@ -76,8 +76,8 @@ class NatsRecords:
 
     async def probe(self) -> None:
         """See ``Records``."""
-        if is_no_responders(await self._questions.ask(API + "INFO", b"", TIMEOUT)):
-            raise BusRefused("this NATS has no JetStream")
+        # Not JetStream's own INFO: a worker never asks that, and need not be let to.
+        await Bucket(self._questions, self._bucket.name, ttl=0.0).make(create=False)
 
     # --- records ------------------------------------------------------------------------------------
 

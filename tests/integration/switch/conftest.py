@@ -37,6 +37,7 @@ class Recorder:
     logs: list[LogRecord] = field(default_factory=list)
     losses: list[tuple[str, Exception]] = field(default_factory=list)
     ups: list[tuple[str, float]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def link_up(self, core_uuid: str, started_at: float) -> None:
         self.all.append(("up", core_uuid))
@@ -45,6 +46,9 @@ class Recorder:
     def events(self, events: list[Event]) -> None:
         self.all += [("event", event) for event in events]
         self.seen += events
+
+    def hidden(self, identity: str, after: str) -> None:
+        self.left_out.append((identity, after))
 
     def node_changed(self, change: NodeChange) -> None:
         self.all.append(("node", change))

@@ -369,11 +369,16 @@ async def test_own_api_events_are_suppressed(
     link = make_link(switch.url, own_commands=own)
     await until(lambda: link.connected)
     own.add("status")
+    switch.fire("CUSTOM", subclass="before")
     switch.fire("API", {"API-Command": "status"})
     switch.fire("API", {"API-Command": "status"})  # somebody else's
     switch.fire("DTMF")
     await until(lambda: "DTMF" in recorder.names())
-    assert recorder.names() == ["API", "DTMF"]
+    assert recorder.names() == ["CUSTOM", "API", "DTMF"]
+    # Another worker's link has it: it is told where it would have been.
+    (before, foreign, _) = recorder.seen
+    core, _, number = foreign.identity.partition(":")
+    assert recorder.left_out == [(f"{core}:{int(number) - 1}", before.identity)]
 
 
 # --- restricted users ---

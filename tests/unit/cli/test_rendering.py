@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from bridge.cli.nodes import fitted
 from bridge.cli.rendering import details, printable, printable_output, render_event, render_reply, style_of
 from bridge.messages.event import EventMessage
 from bridge.messages.reply import CommandReply, Executed, Status
@@ -77,3 +78,26 @@ def test_a_reply_is_one_line():
     assert render_reply("status", good).plain == "▶ status  ◀ ok executed=yes 2 ms on fs1  UP 0 years"
     bad = CommandReply(status=Status.DENIED, executed=Executed.NO, error="system is denied")
     assert render_reply("system ls", bad).plain == "▶ system ls  ◀ denied executed=no 0 ms  system is denied"
+
+
+def test_on_a_narrow_terminal_values_have_the_room_of_their_names() -> None:
+    line = event("CHANNEL_HANGUP", Hangup_Cause="NORMAL_CLEARING")
+    assert "Hangup-Cause=NORMAL_CLEARING" in render_event(line).plain
+    narrow = render_event(line, width=80).plain
+    assert "NORMAL_CLEARING" in narrow[:80]
+    assert "Hangup-Cause" not in narrow
+
+
+def test_a_narrow_terminal_cuts_the_names_of_workers_where_they_are_alike():
+    numbers = ("12", "6", "7%", "12.3 ms", "3")
+    rows = [
+        ("media-node-10", "UP", "esl-bridge-5d9c7c7b4f-x2x9k-1", "esl-bridge-5d9c7c7b4f-abcde-1", *numbers),
+        ("fs1", "UP", "gw-1", "-", *numbers),
+    ]
+    first, second = fitted(rows, 80)
+    assert (first[0], first[4:]) == ("media-node-10", numbers)
+    assert first[2].startswith("…")
+    assert first[2].endswith("x2x9k-1")
+    assert first[3].endswith("abcde-1")
+    assert second == rows[1]
+    assert fitted(rows, 200) == rows

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from bridge.cli.demo import SAMPLES, Sample
+from bridge.cli.demo import SAMPLES, Sample, own_name
 from bridge.cli.live import StatusLine
 from bridge.cli.show import LINES_PER_SECOND, Show
 from bridge.cli.stage import free_port
@@ -131,3 +133,20 @@ def test_a_reply_of_many_nodes_shows_a_line_for_each(clock):
     assert "by 2 nodes" in text
     assert "fs1: 3 total." in text
     assert "fs2: timeout executed=unknown no\\x1breply" in text
+
+
+def test_the_demo_names_a_command_that_works_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / ".venv" / "bin" / "esl-bridge"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(program), "demo"])
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert own_name() == ".venv/bin/esl-bridge"
+    monkeypatch.setenv("PATH", str(program.parent))
+    assert own_name() == "esl-bridge"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bridge/__main__.py", "demo"])
+    assert own_name() == "esl-bridge"

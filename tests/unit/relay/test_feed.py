@@ -171,3 +171,14 @@ def test_a_link_that_is_made_again_is_counted_by_its_owner(feed: NodeFeed, relay
     feed.forget()
     feed.link_up("c", 103.0)
     assert relay.links_again == 1, "it was taken down on purpose"
+
+
+def test_a_mark_that_is_our_own_commands_event_is_no_reason_to_say_all_again(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2)])
+    feed.ring.trim("c:1")
+    feed.hidden("c:3", "c:2")
+    feed.events([event(4)])
+    feed.take(7, mark(3), overlapped=True)
+    assert relay.published == ["4"]
+    feed.hidden("c:5", "c:4")  # an owner need not know
+    assert not feed.ring.trim("c:5")

@@ -54,6 +54,30 @@ def test_a_mark_that_is_not_there_leaves_everything() -> None:
     assert kept(ring) == ["1"]
 
 
+def test_a_mark_that_is_left_out_here_is_known_by_what_it_came_behind() -> None:
+    """Each worker leaves out the API events of its own commands; the owner's mark may be one of ours."""
+    ring = EventRing()
+    ring.append([event(1), event(2)])
+    ring.hide("c-1:3", "c-1:2")
+    ring.hide("c-1:4", "c-1:2")
+    ring.append([event(5)])
+    assert ring.trim("c-1:3")
+    assert ring.trim("c-1:4"), "the mark moved on, and nothing is behind it"
+    assert kept(ring) == ["5"]
+
+
+def test_what_is_left_out_is_bounded_and_forgotten() -> None:
+    ring = EventRing()
+    ring.append([event(1)])
+    for number in range(2, 10_000):
+        ring.hide(f"c-1:{number}", "c-1:1")
+    assert len(ring._hidden) == 4096
+    assert not ring.trim("c-1:2")
+    assert ring.trim("c-1:9999")
+    ring.clear()
+    assert not ring.trim("c-1:9998")
+
+
 def test_what_is_over_the_memory_goes_to_a_file_and_comes_back_in_order(tmp_path: Path) -> None:
     ring = EventRing(tmp_path, memory=20_000)
     for number in range(0, 200, 2):
