@@ -17,22 +17,32 @@ BATCH = 100
 
 
 def main(esl: int, bus: int) -> None:
-    pipeline = redis.Redis(port=bus).pipeline(transaction=False)
+    client = redis.Redis(port=bus)
+    waiting: list[tuple[str, str]] = []
     freeswitch = greenswitch.InboundESL(host="127.0.0.1", port=esl, password="ClueCon")
     freeswitch.connect()
 
+    def flush() -> None:
+        # Others run while the socket is waited for: what they add belongs to the next pipeline.
+        batch = waiting[:]
+        waiting.clear()
+        pipeline = client.pipeline(transaction=False)
+        for topic, payload in batch:
+            pipeline.publish(topic, payload)
+        pipeline.execute()
+
     def relay(event: object) -> None:
         headers = event.headers  # type: ignore[attr-defined]
-        pipeline.publish(f"fs.events.{headers['Event-Name']}", json.dumps(headers))
-        if len(pipeline) >= BATCH:
-            pipeline.execute()
+        waiting.append((f"fs.events.{headers['Event-Name']}", json.dumps(headers)))
+        if len(waiting) >= BATCH:
+            flush()
 
     freeswitch.register_handle("*", relay)
-    freeswitch.send("EVENTS PLAIN ALL".lower())
+    freeswitch.send("events plain ALL")
     while True:
         gevent.sleep(0.2)
-        if len(pipeline):
-            pipeline.execute()
+        if waiting:
+            flush()
 
 
 main(int(sys.argv[1]), int(sys.argv[2]))

@@ -20,15 +20,15 @@ async def main(port: int, captures: str, count: int) -> None:
     client = await nats.connect(f"nats://127.0.0.1:{port}")
     payloads = [frame.partition(b"\n\n")[2] for frame in Recording(Path(captures), "json").frames]
     wire = [b"PUB fs.events.X %d\r\n%b\r\n" % (len(payload), payload) for payload in payloads]
-    batches = [b"".join(wire[at : at + BATCH]) for at in range(0, len(wire), BATCH)]
+    batches = [(b"".join(part), len(part)) for at in range(0, len(wire), BATCH) if (part := wire[at : at + BATCH])]
     print("ready", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     written = total = 0
     while total < count:
-        for batch in batches:
+        for batch, size in batches:
             client._transport.write(batch)
             written += len(batch)
-            total += BATCH
+            total += size
             if written > WINDOW:
                 await client.flush()
                 written = 0
