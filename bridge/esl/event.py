@@ -91,7 +91,10 @@ class Event(msgspec.Struct, gc=False, eq=False):
     @property
     def injected(self) -> bool:
         """Whether somebody fired it with ``sendevent``."""
-        if self.envelope.command[:9].lower() == "sendevent":
+        command = (self._envelope or self.envelope).command
+        if not command:
+            return False  # FreeSWITCH's mark, or the sender's own that hides it, would be there
+        if command[:9].lower() == "sendevent":
             return True
         mark = b'"Command":"sendevent' if self.format == "json" else b"Command: sendevent"
         return self.raw.find(mark, 0, _STAMP_AREA) >= 0

@@ -66,6 +66,7 @@ class Outlet(ABC):
         self._buffers: list[EventBuffer] = []
         self._waiting = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | None = None
 
     def add(self, buffer: EventBuffer) -> None:
         """Publish from this buffer too."""
@@ -86,10 +87,13 @@ class Outlet(ABC):
 
     def start(self) -> None:
         """Begin to publish."""
+        self._look_after()
         self._task = asyncio.create_task(self._run(), name=f"publish {self._name}")
 
     async def stop(self) -> None:
         """End at once; what was not written is back in its buffer."""
+        if self._watch is not None:
+            self._watch.cancel()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,15 +101,18 @@ class Outlet(ABC):
 
     async def _run(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WATCH_INTERVAL):
-                    await self._waiting.wait()
+            await self._waiting.wait()
             self._waiting.clear()
             try:
                 await self._publish_all()
             except Exception:  # a fault of ours must not end the relay of events
                 log.exception("publishing failed; going on", outlet=self._name)
                 await asyncio.sleep(WATCH_INTERVAL)
+
+    def _look_after(self) -> None:
+        # One timer for as long as it publishes: a timeout of every wait costs more than a small write.
+        self._waiting.set()
+        self._watch = asyncio.get_running_loop().call_later(WATCH_INTERVAL, self._look_after)
 
     @abstractmethod
     async def _publish_all(self) -> None:
