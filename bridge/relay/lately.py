@@ -6,6 +6,7 @@ This room never starts a timer: what is over leaves when the next entry comes.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -19,7 +20,9 @@ class Lately(Generic[Value]):
         self._seconds = seconds
         self._limit = limit
         self._clock = clock
-        self._entries: dict[str, tuple[float, Value]] = {}  # in the order of their expiry: all live equally long
+        # In the order of their expiry: all live equally long. A plain dict looks for its first entry among all those
+        # that left before it: 45 us for 100,000 entries instead of 1.
+        self._entries: OrderedDict[str, tuple[float, Value]] = OrderedDict()
 
     def __len__(self) -> int:
         """How many are held, those included that are over and did not leave yet."""

@@ -6,6 +6,7 @@ This room never runs a command, and never answers one; it says whether the one a
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
@@ -106,7 +107,8 @@ class MemoryLedger:
         self._max_bytes = max_bytes
         self._clock = clock
         self._running: dict[str, _Running] = {}
-        self._kept: dict[str, _Kept] = {}  # in the order of their expiry
+        # In the order of their expiry; a plain dict is slow to find its first entry when many left from its front.
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ compares sequence numbers: an event is found by its identity alone.
 from __future__ import annotations
 
 import tempfile
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -63,7 +63,7 @@ class EventRing:
         self._stored: deque[_Read] = deque()  # older than those in `_reads`
         self._file: IO[bytes] | None = None
         # Left out here, but another owner's mark may name it: the kept event that it came behind.
-        self._hidden: dict[str, str] = {}
+        self._hidden: OrderedDict[str, str] = OrderedDict()
 
     def __len__(self) -> int:
         return sum(len(read.events or read.identities) for read in (*self._stored, *self._reads))
@@ -84,7 +84,7 @@ class EventRing:
         """An event is left out here, behind the event ``after``; what comes before it can be forgotten by its name."""
         self._hidden[identity] = after
         if len(self._hidden) > _HIDDEN:
-            del self._hidden[next(iter(self._hidden))]
+            self._hidden.popitem(last=False)
 
     def trim(self, identity: str) -> bool:
         """Forget everything up to and with this event; False where it is not here."""
