@@ -272,7 +272,9 @@ class WorkerProcess:
         )
         worker = cls(process, page)
         house.stack.push_async_callback(worker.end)
-        await house.until(lambda: any(node["role"] == "owner" for node in worker.look().get("nodes", ())))
+        await house.until(
+            lambda: any((it["role"], it["state"]) == ("owner", "UP") for it in worker.look().get("nodes", ()))
+        )
         return worker
 
     def look(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ async def scene(
                 switch,
                 worker={"id": f"w{number}", "state_dir": str(tmp_path / str(number)), "drain_timeout": 5.0},
                 bus={"url": place.url, **place.bus},
-                commands={"queue_type": queue_type, "ledger": "shared", "claim_after": 2.0, "safe": []},
+                commands={"queue_type": queue_type, "ledger": "shared", "claim_after": 10.0, "safe": []},
                 fleet={"lease_time": 1.0},
             )
             for number in range(2)
