@@ -19,6 +19,7 @@ import redis.asyncio
 
 from bridge.bus.embedded import EmbeddedBroker, valkey_server_path
 from bridge.bus.redis import RedisBus
+from bridge.errors import BusUnavailable
 
 StartValkey = Callable[..., Awaitable[EmbeddedBroker]]
 OpenRedis = Callable[..., Awaitable[RedisBus]]
@@ -193,14 +194,18 @@ async def ask(server: EmbeddedBroker, *command: Any) -> Any:
 @pytest.fixture
 async def cluster(start_valkey: Any, eventually: Callable[..., Any]) -> list[EmbeddedBroker]:
     nodes: list[EmbeddedBroker] = []
+    config = "cluster-enabled yes\ncluster-node-timeout 2000\ncluster-allow-replica-migration no"
+    attempts = 0
     while len(nodes) < 3:
-        # The cluster's own port lies 10,000 above the clients'.
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < 55_000:
-            config = "cluster-enabled yes\ncluster-node-timeout 2000\ncluster-allow-replica-migration no"
-            nodes.append(await start_valkey(config, port=port))
+        port = free_port()
+        # The cluster's own port lies 10,000 above the clients'; somebody else's connection may have it.
+        if port < 55_000 and is_free(port + 10_000):
+            attempts += 1
+            try:
+                nodes.append(await start_valkey(config, port=port))
+            except BusUnavailable as error:
+                if "Address already in use" not in str(error) or attempts > 10:
+                    raise
     for number, node in enumerate(nodes):
         await ask(node, "CLUSTER ADDSLOTSRANGE", number * 5461, 16383 if number == 2 else number * 5461 + 5460)
         await ask(node, "CLUSTER SET-CONFIG-EPOCH", number + 1)
@@ -250,6 +255,15 @@ async def start_sentinel(tmp_path: Path, eventually: Callable[..., Any]) -> Asyn
     for process in processes:
         process.kill()
         await process.wait()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def free_port() -> int:
