@@ -96,6 +96,7 @@ def set_up_log(settings: Settings, level: LogLevel | None, *earlier: Settings) -
 
 async def serve(settings: Settings, *, config: Path | None = None, log_level: LogLevel | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT; return the exit code."""
+    from bridge.cli.collector import spare_what_lasts
     from bridge.cli.loop import stop_on_signals
     from bridge.ops.service import ServiceManager
     from bridge.worker import Worker
@@ -109,6 +110,7 @@ async def serve(settings: Settings, *, config: Path | None = None, log_level: Lo
             except OSError as error:
                 told = f"cannot listen on {settings.http.listen}: {error.strerror}"
                 raise ConfigError([("http.listen", told)]) from None
+            spare_what_lasts()
             # What can never serve ends by itself, as if it had been told to.
             worker.failed.add_done_callback(lambda _: wish.set())
             # The bus and FreeSWITCH may be absent for long: systemd shall not wait for them, /ready tells of them.

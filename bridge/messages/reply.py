@@ -92,7 +92,8 @@ class Timing(msgspec.Struct, omit_defaults=True, gc=False):
     esl_ms: Annotated[float | None, Meta(description="From the write to FreeSWITCH's answer")] = None
 
 
-class CommandReply(msgspec.Struct, kw_only=True, omit_defaults=True):
+# What is in it is data and cannot point back: a ledger of a million of them is nothing for the collector to look through.
+class CommandReply(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The answer to one request; absent fields are left out."""
 
     id: Annotated[str, Meta(description="The request's id")] = ""

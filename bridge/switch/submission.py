@@ -119,10 +119,12 @@ class Submission:
 
     def replied(self, reply: Reply, now: float) -> None:
         """The direct reply came."""
+        self.pending = None  # they know each other: left so, only the garbage collector could free them
         self._answer(Outcome("reply", reply, esl_ms=(now - self.written_at) * 1e3))
 
     def lost(self, error: EslError, sent: bool) -> None:
         """The connection ended before the reply."""
+        self.pending = None
         if self.state is not _WRITTEN:
             self.state = _OVER
         elif sent:
