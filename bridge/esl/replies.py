@@ -5,10 +5,10 @@ This room never searches a text for ``-ERR``: only its beginning says how a comm
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 from bridge.esl.frames import API_RESPONSE, Frame
+from bridge.esl.headers import decode_block, parse_block
 
 ReplyKind = Literal["api", "command"]
 ReplyStatus = Literal["ok", "error", "usage", "output"]
@@ -16,7 +16,6 @@ ReplyStatus = Literal["ok", "error", "usage", "output"]
 _REFUSED = ("-ERR permission denied", "-ERR command not found")
 
 
-@dataclass(slots=True, eq=False)
 class Reply:
     """The answer to one command.
 
@@ -24,16 +23,32 @@ class Reply:
     replaced by U+FFFD. ``headers`` are those of the frame, names in lower case.
     """
 
-    kind: ReplyKind
-    text: str
-    headers: dict[str, str] = field(default_factory=dict)
+    __slots__ = ("_head", "_headers", "kind", "text")
+
+    def __init__(
+        self, kind: ReplyKind, text: str, headers: dict[str, str] | None = None, *, head: bytes = b""
+    ) -> None:
+        self.kind = kind
+        self.text = text
+        self._headers = headers
+        self._head = head
+
+    def __repr__(self) -> str:
+        return f"Reply({self.kind!r}, {self.text!r})"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Read when somebody asks: those of an ``api`` reply say nothing but its length."""
+        if self._headers is None:
+            self._headers = decode_block(parse_block(self._head)) if self._head else {}
+        return self._headers
 
     @classmethod
     def of(cls, frame: Frame) -> Reply:
         """Read a frame of type api/response or command/reply."""
-        headers = frame.headers
         if frame.content_type == API_RESPONSE:
-            return cls("api", frame.body.decode("utf-8", "replace"), headers)
+            return cls("api", frame.body.decode("utf-8", "replace"), head=frame.head)
+        headers = frame.headers
         return cls("command", headers.get("reply-text", ""), headers)
 
     @property

@@ -105,6 +105,8 @@ DEFAULT_SAFE = (
     "msleep",
 )
 
+_NAMES_KEPT: Final = 1_024  # of verbs that callers make up
+
 # They run another command inside themselves, in FreeSWITCH's own thread.
 _WRAPPERS: Final = frozenset({"expand", "xml_wrap"})
 
@@ -128,12 +130,20 @@ class Verbs:
     def __init__(self, *, background: Iterable[str] = DEFAULT_BACKGROUND, safe: Iterable[str] = DEFAULT_SAFE) -> None:
         self._background = _VerbList(background)
         self._safe = _VerbList(safe)
+        self._by_name: dict[str, tuple[bool, bool]] = {}
 
     def read(self, line: str) -> LineFacts:
         """The facts of a line; those of a blank one are all empty."""
         words = line.split(None, 2)
         verb = words[0].lower() if words else ""
         call = words[1] if verb.startswith("uuid_") and len(words) > 1 else ""
+        known = self._by_name.get(verb)
+        if known is not None:
+            return LineFacts(verb, call, *known)
+        if verb and verb not in _WRAPPERS and self._background.by_name_alone(verb) and self._safe.by_name_alone(verb):
+            if len(self._by_name) >= _NAMES_KEPT:
+                self._by_name.clear()
+            self._by_name[verb] = self._background.holds(verb), self._safe.holds(verb)
         inner = _unwrapped(line) if verb in _WRAPPERS else line
         return LineFacts(verb, call, self._background.holds(inner), self._safe.holds(line))
 
@@ -153,6 +163,10 @@ class _VerbList:
         for entry in entries:
             verb, *tail = entry.lower().split() or [""]
             self._tails.setdefault(verb, []).append(tail)
+
+    def by_name_alone(self, verb: str) -> bool:
+        """Whether the words behind this verb (in lower case) make no difference."""
+        return not any(self._tails.get(verb, ()))
 
     def holds(self, line: str) -> bool:
         words = line.lower().split(None, 8)

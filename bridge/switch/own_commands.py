@@ -22,6 +22,9 @@ class OwnCommands:
 
     def add(self, line: str) -> None:
         """A pool is about to write the API command ``line``."""
+        self._add(line.encode("utf-8", "replace"))
+
+    def _add(self, line: bytes) -> None:
         key = hash(line.strip())
         self._number += 1
         self._order[self._number] = key
@@ -33,12 +36,12 @@ class OwnCommands:
         """The same for a rendered command; what is neither ``api`` nor ``bgapi`` is no API line."""
         for verb in (b"api ", b"bgapi "):
             if command.startswith(verb):
-                self.add(command[len(verb) : command.index(b"\n")].decode("utf-8", "replace"))
+                self._add(command[len(verb) : command.index(b"\n")])
                 return
 
     def take(self, verb: str, argument: str) -> bool:
         """Whether an ``API`` event with this API-Command and -Argument is ours; each line answers once."""
-        key = hash(f"{verb} {argument}".strip())
+        key = hash(f"{verb} {argument}".strip().encode("utf-8", "replace"))
         if key not in self._lines:
             return False
         del self._order[self._forget(key)]

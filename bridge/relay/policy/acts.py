@@ -40,6 +40,20 @@ def acts_of(request: CommandRequest) -> list[Act]:
     return reader.acts
 
 
+def plain_verb(line: str) -> str:
+    """The command of an API line that cannot hold another one, in lower case; "" for a line that has to be read.
+
+    Such a line is one act: its command with its arguments, whatever those are.
+    """
+    found = _PLAIN.fullmatch(line)
+    if found is None:
+        return ""
+    verb = found[1].lower()
+    if verb in _WRAPPERS or f"api:{verb}" in _WRAPPERS or (found[2] and "inline" in line.lower()):
+        return ""
+    return verb
+
+
 def block_of(request: CommandRequest) -> str:
     """The text of all lines that would be written for the request, in lower case, for ``text:`` patterns."""
     if request.op in ("api", "bgapi"):
@@ -129,6 +143,9 @@ class _Reader:
                 if line:
                     self.read("api", *_split(line))
 
+
+# Names, numbers, uuids, addresses and paths, one space apart: none of what `read_text` looks for, no quote, no bracket.
+_PLAIN = re.compile(r"([A-Za-z]\w*)( [\w.:/@,+-]+)*", re.ASCII)
 
 # Commands with long arguments that FreeSWITCH only stores or sends.
 _HARMLESS_LONG = re.compile(r"(?:uuid_chat|uuid_send_\w+|uuid_display|hash|db|log|uuid_phone_event)\Z")

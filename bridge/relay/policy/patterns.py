@@ -50,7 +50,7 @@ class Pattern:
     """One pattern of an allow or deny list. Raises ``ValueError`` that names the fault.
 
     ``exact_name`` is set for a pattern that is nothing but a name, ``first_word`` for one that begins with a name
-    without globs, ``whole_text`` for a ``text:`` pattern, which speaks of no command at all; it cannot match a text
+    without globs, ``needs_line`` for one that speaks of arguments, ``whole_text`` for a ``text:`` pattern, which speaks of no command at all; it cannot match a text
     without ``must_hold``.
 
     On a deny list (``strict`` False) a line pattern ends at any boundary of a word, on an allow list at a space:
@@ -69,6 +69,7 @@ class Pattern:
         "first_word",
         "looks_inside",
         "must_hold",
+        "needs_line",
         "needs_node",
         "text",
         "whole_text",
@@ -115,6 +116,7 @@ class Pattern:
         name, _, rest = line.partition(" ")
         self._name = _glob(name) if name and not rest else None
         self._line = _line_glob(line, strict=strict) if rest else None
+        self.needs_line = self._line is not None
         self.needs_node = self._node is not None
         self.looks_inside = bool(name)
         self.whole_text = self._text is not None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bridge.messages.request import CommandRequest
-from bridge.relay.policy.acts import acts_of, block_of
+from bridge.relay.policy.acts import acts_of, block_of, plain_verb
 from bridge.relay.policy.defaults import DEFAULT_DENY
 from bridge.relay.policy.patterns import Act, Pattern
 from bridge.relay.policy.text import Unreadable
@@ -43,7 +43,7 @@ class Policy:
     some rule speaks of commands or applications.
     """
 
-    __slots__ = ("_allow", "_by_word", "_cache", "_exact", "_looks_inside", "_others", "_texts", "needs_node")
+    __slots__ = ("_allow", "_by_verb", "_by_word", "_cache", "_exact", "_looks_inside", "_others", "_texts", "needs_node")
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = DEFAULT_DENY) -> None:
         texts = [text for item in deny for text in (DEFAULT_DENY if item == "default" else (item,))]
@@ -59,6 +59,7 @@ class Policy:
                 self._by_word.setdefault(pattern.first_word, []).append(pattern)
         self._texts = [pattern for pattern in patterns if pattern.whole_text]
         self._others = [pattern for pattern in patterns if not (pattern.first_word or pattern.whole_text)]
+        self._by_verb: dict[tuple[str, str, str], _Verdict | None] = {}
         self._cache: dict[tuple[str, str, str, str], _Verdict] = {}
 
     def check(self, request: CommandRequest, node: str = "") -> Denial | None:
@@ -75,6 +76,11 @@ class Policy:
     def _verdict(self, request: CommandRequest, node: str) -> _Verdict:
         op: str = request.op
         if op == "api" or op == "bgapi":
+            verb = plain_verb(request.command)
+            if verb:
+                plain = self._judge_verb(request, node, verb)
+                if plain is not None:
+                    return plain if plain.denial is not None else self._judge_text(request, node, plain)
             key = (op, request.command, "", node if self.needs_node else "")
             verdict = self._cache.get(key)
             return self._remember(key, self._judge(request, node)) if verdict is None else verdict
@@ -84,6 +90,22 @@ class Policy:
         verdict = self._cache.get(key) or self._remember(key, self._judge_acts(request, node, ""))
         # The uuid changes with every call and matters to the patterns over the whole text alone.
         return verdict if verdict.denial is not None else self._judge_text(request, node, verdict)
+
+    def _judge_verb(self, request: CommandRequest, node: str, verb: str) -> _Verdict | None:
+        """The verdict of a plain line, remembered by its verb; None where some rule asks for its arguments.
+
+        Most lines never come again, they name a call: what was remembered of them would be of no use.
+        """
+        key = (request.op, verb, node if self.needs_node else "")
+        cache = self._by_verb
+        if key in cache:
+            return cache[key]
+        asked = (*self._by_word.get(verb, ()), *self._others, *self._allow)
+        verdict = None if any(pattern.needs_line for pattern in asked) else self._judge_acts(request, node, "")
+        if len(cache) >= _CACHE_LIMIT:
+            cache.clear()
+        cache[key] = verdict
+        return verdict
 
     def _remember(self, key: tuple[str, str, str, str], verdict: _Verdict) -> _Verdict:
         if len(key[1]) + len(key[2]) <= _CACHED_LENGTH:
