@@ -1,8 +1,8 @@
 """How Python's garbage collector runs in a process that serves for weeks.
 
-Nearly all that comes and goes here is freed by its reference count; what the collector is for, cycles, comes with faults
-and reconnects. Left at its defaults it looked through everything imported four times a second under load, 40 to 80 ms
-each time, and every request waited. This room never switches it off.
+Nearly all that comes and goes here is freed by its reference count; what the collector is for, cycles, comes with
+faults and reconnects. Left at its defaults it looked through everything imported several times a second under load,
+40 to 80 ms each time, and every request waited. This room never switches it off.
 """
 
 from __future__ import annotations

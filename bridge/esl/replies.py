@@ -25,9 +25,7 @@ class Reply:
 
     __slots__ = ("_head", "_headers", "kind", "text")
 
-    def __init__(
-        self, kind: ReplyKind, text: str, headers: dict[str, str] | None = None, *, head: bytes = b""
-    ) -> None:
+    def __init__(self, kind: ReplyKind, text: str, headers: dict[str, str] | None = None, *, head: bytes = b"") -> None:
         self.kind = kind
         self.text = text
         self._headers = headers

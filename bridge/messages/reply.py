@@ -92,7 +92,7 @@ class Timing(msgspec.Struct, omit_defaults=True, gc=False):
     esl_ms: Annotated[float | None, Meta(description="From the write to FreeSWITCH's answer")] = None
 
 
-# What is in it is data and cannot point back: a ledger of a million of them is nothing for the collector to look through.
+# Data that cannot point back: a ledger of a million of them is nothing for the garbage collector to look through.
 class CommandReply(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The answer to one request; absent fields are left out."""
 

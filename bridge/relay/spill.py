@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 import sqlite3
 import sys
 import threading
@@ -20,11 +21,12 @@ import msgspec
 import structlog
 
 from bridge.relay.chunks import RANKS, Chunk, Loss, count_of, identity_of, rank_of, share_of
-from bridge.relay.parcel_files import ParcelFiles, Piece
+from bridge.relay.parcel_file import ParcelFile, Piece, Place
 
 log = structlog.get_logger(__name__)
 
-_VERSION = 2
+_VERSION = 3
+_FOLDERS = 2  # the version before kept each body in a file of its own, in a folder
 # Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
 _STRIDE = 1 << 20
 _SWITCH_INTERVAL = 0.0005
@@ -32,9 +34,11 @@ _TABLE = """
 CREATE TABLE IF NOT EXISTS parcel (
     id INTEGER PRIMARY KEY, node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
     epoch TEXT NOT NULL, events INTEGER NOT NULL, size INTEGER NOT NULL, first TEXT NOT NULL, last TEXT NOT NULL,
-    start REAL NOT NULL, end REAL NOT NULL, length INTEGER NOT NULL, checksum INTEGER NOT NULL)
+    start REAL NOT NULL, end REAL NOT NULL, length INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    place INTEGER NOT NULL)
 """
 _HOLES = "CREATE TABLE IF NOT EXISTS hole (number INTEGER PRIMARY KEY, losses BLOB NOT NULL)"
+_PLACE = "place, length, checksum"
 _COLUMNS = "node, lane, number, rank, epoch, events, size, first, last, start, end"
 
 
@@ -127,7 +131,7 @@ def _merge(bodies: Iterable[list[Piece]]) -> list[Chunk]:
 
 
 class Spill:
-    """A file that is the index, and a folder of parcels. ``open`` once, then one thread does everything in order.
+    """A file that is the index, and one for the bodies. ``open`` once, then one thread does everything in order.
 
     Callbacks come on the event loop. ``failing`` is True while the last write failed.
     """
@@ -138,7 +142,7 @@ class Spill:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spill")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._file: sqlite3.Connection | None = None
-        self._bodies = ParcelFiles(path.with_name(path.name + ".parcels"))
+        self._bodies = ParcelFile(path.with_name(path.name + ".bodies"))
         self._next = _STRIDE
         self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
         self._progress = threading.Event()
@@ -253,16 +257,19 @@ class Spill:
             file.execute("PRAGMA journal_size_limit=4194304")
             file.execute("PRAGMA cache_size=-1024")
             version = file.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, _VERSION):
+            if version not in (0, _FOLDERS, _VERSION):
                 raise sqlite3.DatabaseError(f"version {version}, this one reads {_VERSION}")
             file.execute(_TABLE)
             file.execute(_HOLES)
+            if version == _FOLDERS:
+                self._move_in(file)
             file.execute(f"PRAGMA user_version={_VERSION}")
             rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY id")]
             holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
             for row in rows:
                 row.holes = holes.pop(row.number, [])
-            self._bodies.open([_id(row.number, row.rank) for row in rows])
+            if version != _FOLDERS:
+                self._bodies.open([Place(*row) for row in file.execute(f"SELECT {_PLACE} FROM parcel")])
         except BaseException:
             file.close()
             raise
@@ -270,23 +277,40 @@ class Spill:
         self._next = rows[-1].number + _STRIDE if rows else _STRIDE
         return rows
 
+    def _move_in(self, file: sqlite3.Connection) -> None:
+        """Take over what the version before this one left."""
+        folder = self.path.with_name(self.path.name + ".parcels")
+        self._bodies.open(())
+        file.execute("BEGIN")
+        file.execute("ALTER TABLE parcel ADD COLUMN place INTEGER NOT NULL DEFAULT 0")
+        for id, checksum in file.execute("SELECT id, checksum FROM parcel").fetchall():
+            body = folder / str(id)
+            place = self._bodies.write_raw(body.read_bytes() if body.exists() else b"")
+            # With the checksum that it had: what was damaged then is told as a loss now.
+            row = (place.start, place.length, checksum, id)
+            file.execute("UPDATE parcel SET place = ?, length = ?, checksum = ? WHERE id = ?", row)
+        file.execute("COMMIT")
+        shutil.rmtree(folder, ignore_errors=True)
+
     def _store(self, rows: list[Row], chunks_of: Callable[[], list[Chunk] | None], by_rank: bool) -> None:
         assert self._file is not None
         chunks = chunks_of()
         if chunks is None:
             return
-        ids = [_id(row.number, row.rank) for row in rows]
+        places: list[Place] = []
         try:
-            values = [
-                (id, *msgspec.structs.astuple(row)[:-1], *self._bodies.write(id, _pieces(chunks, row.rank, by_rank)))
-                for id, row in zip(ids, rows, strict=True)
-            ]
+            values = []
+            for row in rows:
+                place = self._bodies.write(_pieces(chunks, row.rank, by_rank))
+                places.append(place)
+                columns = msgspec.structs.astuple(row)[:-1]
+                values.append((_id(row.number, row.rank), *columns, place.length, place.checksum, place.start))
             # One statement: all ranks of a parcel, or none.
             marks = ", ".join(["(" + ", ".join("?" * len(values[0])) + ")"] * len(values))
             self._file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
         except BaseException:
-            for id in ids:
-                self._bodies.remove(id)
+            for place in places:
+                self._bodies.remove(place)
             raise
 
     def _note(self, number: int, losses: bytes) -> None:
@@ -295,18 +319,22 @@ class Spill:
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
-        columns = "SELECT id, length, checksum FROM parcel WHERE id >= ? AND id < ? ORDER BY id"
-        return _merge(self._bodies.read(*row) for row in self._file.execute(columns, _ids(number)))
+        return _merge(self._bodies.read(place) for place in self._places(_ids(number)))
 
     def _delete(self, number: int, rank: int | None) -> None:
         assert self._file is not None
         first, end = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
-        gone = self._file.execute("SELECT id FROM parcel WHERE id >= ? AND id < ?", (first, end)).fetchall()
+        gone = self._places((first, end))
         self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", (first, end))
-        for (id,) in gone:
-            self._bodies.remove(id)
+        for place in gone:
+            self._bodies.remove(place)
         if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is None:
             self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
+
+    def _places(self, ids: tuple[int, int]) -> list[Place]:
+        assert self._file is not None
+        rows = self._file.execute(f"SELECT {_PLACE} FROM parcel WHERE id >= ? AND id < ? ORDER BY id", ids)
+        return [Place(*row) for row in rows]
 
     def _close(self) -> None:
         if self._file is None:

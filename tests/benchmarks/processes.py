@@ -80,13 +80,13 @@ class Contestant:
         return 0
 
 
-def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
-    """Look every 5 ms; whether it came true in time."""
+def wait_for(condition: Callable[[], bool], timeout: float, every: float = 0.005) -> bool:
+    """Look ``every`` so many seconds; whether it came true in time."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.005)
+        time.sleep(every)
     return True
 
 

@@ -50,8 +50,8 @@ class Pattern:
     """One pattern of an allow or deny list. Raises ``ValueError`` that names the fault.
 
     ``exact_name`` is set for a pattern that is nothing but a name, ``first_word`` for one that begins with a name
-    without globs, ``needs_line`` for one that speaks of arguments, ``whole_text`` for a ``text:`` pattern, which speaks of no command at all; it cannot match a text
-    without ``must_hold``.
+    without globs, ``needs_line`` for one that speaks of arguments, ``whole_text`` for a ``text:`` pattern, which speaks
+    of no command at all; it cannot match a text without ``must_hold``.
 
     On a deny list (``strict`` False) a line pattern ends at any boundary of a word, on an allow list at a space:
     in doubt the answer is no.

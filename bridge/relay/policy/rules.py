@@ -43,7 +43,17 @@ class Policy:
     some rule speaks of commands or applications.
     """
 
-    __slots__ = ("_allow", "_by_verb", "_by_word", "_cache", "_exact", "_looks_inside", "_others", "_texts", "needs_node")
+    __slots__ = (
+        "_allow",
+        "_by_verb",
+        "_by_word",
+        "_cache",
+        "_exact",
+        "_looks_inside",
+        "_others",
+        "_texts",
+        "needs_node",
+    )
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = DEFAULT_DENY) -> None:
         texts = [text for item in deny for text in (DEFAULT_DENY if item == "default" else (item,))]
