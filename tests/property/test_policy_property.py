@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.messages.command import CommandRequest
 from bridge.relay.policy import Policy
+from bridge.relay.policy.acts import acts_of, plain_verb
 
 POLICY = Policy()
 STRICT = Policy(allow=["status"], deny=["default", "op:sendevent", "node:fs1 show*", "originate *intl*"])
@@ -90,3 +92,36 @@ def test_an_allow_list_lets_nothing_else_through(line: str) -> None:
     policy = Policy(allow=["status"], deny=[])
     if policy.check(CommandRequest(command=line)) is None:
         assert line.split()[0].strip("'\"\\").lower().translate(str.maketrans("", "", "'\"\\")) == "status"
+
+
+words = st.sampled_from(
+    ["status", "show", "md5", "uuid_kill", "system", "lua", "fsctl", "shutdown", "crash", "bgapi", "expand",
+     "originate", "inline", "json", "sched_api", "uuid_broadcast", "mod_event_socket", "unload", "reload", "1-2", "user/1000", "a.b",
+     "+5", "x,y", "m:n", "SYSTEM", "Fsctl", "op", "", "'", "x=y", "..."]
+)  # fmt: skip
+FAMILIES = [
+    Policy(),
+    Policy(allow=["status", "show *calls*", "uuid_*", "md5"], deny=["default"]),
+    Policy(deny=["default", "api:uuid_*", "op:bgapi show", "node:fs1 md5", "fs* crash"]),
+]
+
+
+@given(
+    st.lists(words, min_size=1, max_size=6).map(" ".join),
+    st.sampled_from(["api", "bgapi"]),
+    st.sampled_from(["", "fs1"]),
+)
+def test_a_plain_line_is_judged_by_its_verb_as_if_it_was_read(line: str, op: str, node: str) -> None:
+    request = CommandRequest(op=op, command=line)
+    for policy in FAMILIES:
+        short = policy.check(request, node), policy.verbs(request)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("bridge.relay.policy.rules.plain_verb", lambda line: "")
+            assert (policy.check(request, node), policy.verbs(request)) == short
+
+
+@given(st.lists(words, min_size=1, max_size=6).map(" ".join))
+def test_the_verb_of_a_plain_line_is_all_that_it_does(line: str) -> None:
+    verb = plain_verb(line)
+    if verb:
+        assert acts_of(CommandRequest(command=line)) == [("api", verb, line.lower())]

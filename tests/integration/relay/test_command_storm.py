@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 import secrets
@@ -217,3 +218,23 @@ async def test_drain_answers_everything(fleet: Fleet) -> None:
     assert {fleet.final(str(number)).status for number in range(50)} == {Status.OK}
     slow = fleet.final("slow")
     assert (slow.status, slow.executed) == (Status.CONNECTION_LOST, Executed.UNKNOWN)
+
+
+async def test_an_answered_command_leaves_nothing_for_the_garbage_collector(fleet: Fleet) -> None:
+    """What only the collector can free costs a pause for all others: everything of a command goes by itself."""
+
+    def put(first: int) -> None:
+        for number in range(first, first + 200):
+            fleet.put(f"{number}", id=f"id{number}", command=f"eval {number}")
+
+    put(0)
+    await fleet.quiet()
+    gc.collect()
+    gc.disable()
+    try:
+        put(200)
+        await fleet.quiet()
+        left = gc.collect()
+    finally:
+        gc.enable()
+    assert left < 200, "less than one object a command"

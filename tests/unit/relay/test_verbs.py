@@ -76,3 +76,38 @@ def test_the_lists_are_written_as_they_are_read() -> None:
         assert entry == " ".join(entry.lower().split())
     for unsafe in ("originate", "uuid_kill", "reloadxml", "fsctl", "expand", "eval", "bgapi", "sched_api"):
         assert not VERBS.read(unsafe).safe
+
+
+LINES = [
+    f"{verb} {rest}".strip()
+    for verb in (
+        "status",
+        "STATUS",
+        "originate",
+        "sofia",
+        "conference",
+        "uuid_kill",
+        "uuid_media",
+        "expand",
+        "fsctl",
+        "md5",
+        "show",
+    )
+    for rest in (
+        "",
+        "status",
+        "profile internal",
+        "recover",
+        "3000 dial user/1",
+        "3000 list",
+        "status x",
+        "originate x",
+    )
+]
+
+
+def test_what_was_learnt_of_a_verb_changes_no_line() -> None:
+    """Each line is read twice, in both orders: by a reader that knows the verb already, and by a new one."""
+    old = Verbs()
+    for line in [*LINES, *reversed(LINES)]:
+        assert old.read(line) == Verbs().read(line), line
