@@ -35,6 +35,7 @@ from bridge.switch.deadlines import Deadlines
 from bridge.switch.event_link import EventLink
 from bridge.switch.node import NodeChange, NodeLoad
 from bridge.switch.own_commands import OwnCommands
+from bridge.switch.subscription import tells_api
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +165,9 @@ class NodeMaker:
     def make(self, node: NodeSettings) -> Node:
         """One node. Raises ``ConfigError`` for an unusable CA file."""
         esl, events, commands = self._settings.esl, self._settings.events, self._settings.commands
-        own = OwnCommands() if node.suppress_own_api else None
+        subscribe = node.subscribe if node.subscribe is not None else events.subscribe
+        # Where no API events come there is nothing to know again.
+        own = OwnCommands() if node.suppress_own_api and tells_api(subscribe) else None
         tls = node.tls_context()
         url = node.esl_url
         connect_timeout, command_timeout = esl.esl_connect_timeout / 1000, esl.esl_cmd_timeout / 1000
@@ -200,7 +203,7 @@ class NodeMaker:
             url,
             TappedHandler(node.name, feed, self._tail),
             format=node.format,
-            subscribe=node.subscribe if node.subscribe is not None else events.subscribe,
+            subscribe=subscribe,
             filters=node.filters,
             log_level=node.log_level,
             heartbeat_interval=esl.event_heartbeat_interval,

@@ -109,7 +109,7 @@ def fingerprint(request: CommandRequest) -> bytes:
         request.arg,
         request.wait,
         request.cause,
-        sorted(request.headers.items()),
+        sorted(request.headers.items()) if request.headers else [],
         request.body,
         request.event,
         request.to,

@@ -142,11 +142,6 @@ class Carriers:
         """FreeSWITCH refuses it: new connections do not ask for it until somebody wants it again."""
         self._wanted.discard(need)
 
-    @property
-    def _alive(self) -> int:
-        """How many of those that take commands still can: FreeSWITCH says goodbye before it closes."""
-        return sum(carrier.alive for carrier in self.ready)
-
     # --- opening ---------------------------------------------------------------------------------------------------
 
     def grow(self, now: float) -> None:
@@ -156,11 +151,12 @@ class Carriers:
         if now < self.retry_at:
             self._wake_later()
             return
-        if any(carrier.shuts_down for carrier in self.ready):
-            return  # FreeSWITCH is about to go: when this connection ends, so does all hope
-        if self._alive >= self.max_connections:
-            self._park(now)
-        if self._alive < self.max_connections:
+        room = self.max_connections
+        for carrier in self.ready:
+            if carrier.shuts_down:
+                return  # FreeSWITCH is about to go: when this connection ends, so does all hope
+            room -= carrier.alive  # it says goodbye before it closes
+        if room > 0 or self._park(now):
             name = f"esl-command-{self._pool.node}"
             self.connecting = asyncio.get_running_loop().create_task(self._connect(), name=name)
 
@@ -223,15 +219,20 @@ class Carriers:
 
     # --- ending ----------------------------------------------------------------------------------------------------
 
-    def _park(self, now: float) -> None:
-        """Connections that only owe replies nobody waits for make room; their late replies are still heard."""
-        for carrier in [c for c in self.ready if not c.waited_for and c.stalled(now, HUNG_AFTER)]:
+    def _park(self, now: float) -> bool:
+        """Connections that only owe replies nobody waits for make room; their late replies are still heard.
+
+        Returns whether there is room for another one.
+        """
+        hung = [c for c in self.ready if not c.waited_for and c.stalled(now, HUNG_AFTER)]
+        for carrier in hung:
             self.ready.remove(carrier)
             self.parked.append(carrier)
         while len(self.parked) > self.max_connections:
             oldest = self.parked.pop(0)
             if oldest.connection is not None:
                 oldest.connection.abort()
+        return bool(hung) and sum(carrier.alive for carrier in self.ready) < self.max_connections
 
     def unpark(self, carrier: Carrier) -> None:
         """A parked connection answered everything: it may serve again, where there is room."""

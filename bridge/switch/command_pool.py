@@ -28,6 +28,7 @@ from bridge.switch.submission import Execute, Job, Need, Outcome, State, Submiss
 __all__ = ["CommandPool", "Outcome", "Submission"]
 
 _WRITTEN = State.WRITTEN
+_LOOK_EVERY = 0.005  # s; how often further commands that have to wait have the connections looked at
 
 
 class CommandPool:
@@ -73,6 +74,7 @@ class CommandPool:
         self._max_waiting = max_waiting
         self._lanes: dict[Need, OrderedDict[Submission, None]] = {need: OrderedDict() for need in Need}
         self._gathered: list[tuple[Callable[[Outcome], None], Outcome]] = []
+        self._look_at = 0.0
         self._carriers = Carriers(
             self,
             connect_timeout=connect_timeout,
@@ -239,7 +241,10 @@ class CommandPool:
             return
         submission.timer = self.deadlines.add(submission.deadline, submission.expired)
         lane[submission] = None
-        self.advance(now)
+        # Those that wait already had the connections looked at, and each answer has them looked at again.
+        if len(lane) == 1 or now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY
+            self.advance(now)
 
     def _write(self, carrier: Carrier, submission: Submission, now: float) -> None:
         until = now + self._command_timeout

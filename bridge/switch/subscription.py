@@ -137,3 +137,8 @@ def _pair(one: str | tuple[str, str]) -> tuple[str, str]:
         header, _, value = one.strip().partition(" ")
         return header, value.strip()
     return one[0], one[1]
+
+
+def tells_api(subscribe: Sequence[str]) -> bool:
+    """Whether a link with this ``subscribe`` list gets ``API`` events."""
+    return not {"ALL", "API"}.isdisjoint(split_names(subscribe)[0])
