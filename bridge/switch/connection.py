@@ -125,7 +125,7 @@ class Connection(asyncio.BufferedProtocol):
             return True
 
     def send(self, command: bytes, token: object, on_written: Callable[[], None] | None = None) -> PendingReply:
-        """Queue a rendered command; all that is queued in one turn of the loop leaves in one write.
+        """Queue a rendered command; all that is queued until the end of the loop's next turn leaves in one write.
 
         Its reply comes to the owner as ``ReplyReceived`` with the PendingReply returned here.
         ``on_written`` is called when it was handed to the socket.
@@ -135,7 +135,8 @@ class Connection(asyncio.BufferedProtocol):
             self._on_flushed.append(on_written)
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            # What other sockets have ready by then goes along, for one look at them and no waiting.
+            self._loop.call_soon(self._loop.call_soon, self._flush)
         return pending
 
     def abandon(self, pending: PendingReply) -> None:

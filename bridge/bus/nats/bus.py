@@ -191,10 +191,14 @@ class NatsBus(JetStream):
         self.leave_soon()
 
     def leave_soon(self) -> None:
-        """Write what was gathered at the end of this turn of the loop."""
+        """Write what was gathered at the end of the next turn of the loop.
+
+        Not of this one: what other sockets have ready by then goes along, for one look at them and no waiting.
+        """
         if not self._leaving:
             self._leaving = True
-            asyncio.get_running_loop().call_soon(self._leave)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._leave)
 
     def check_size(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
         """Raise ``MessageTooLarge`` for a reply that the server would refuse."""
@@ -202,7 +206,7 @@ class NatsBus(JetStream):
             render_one("_", "", payload, "application/msgpack", headers, self._max_payload)
 
     def _leave(self) -> None:
-        """Write the replies of this loop turn at once."""
+        """Write the replies at once."""
         self._leaving = False
         link = self._keeper.link
         if link is not None:

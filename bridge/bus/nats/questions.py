@@ -69,7 +69,8 @@ class Questions:
     def _leave_soon(self) -> None:
         if not self._leaving:
             self._leaving = True
-            asyncio.get_running_loop().call_soon(self._leave)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._leave)
 
     def _leave(self) -> None:
         self._leaving = False

@@ -140,11 +140,15 @@ class Link:
                 await task
 
     def post(self, operation: Operation) -> bool:
-        """Write at the end of this turn of the loop; False when there is no connection."""
+        """Write at the end of the loop's next turn; False when there is no connection.
+
+        Not of this one: what other sockets have ready by then goes along, for one look at them and no waiting.
+        """
         if self._wire is None:
             return False
         if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._flush)
         self._out.append(operation)
         return True
 

@@ -138,7 +138,7 @@ async def test_an_id_runs_once_whichever_worker_gets_it(scene: Scene) -> None:
         assert (await scene.ask(id, "eval other")).status == "invalid"
     # What runs still is waited for; the strict queue knows the same ids.
     both = await asyncio.gather(*(scene.ask("slow", "msleep 300") for _ in range(6)))
-    assert {(it.status, it.executed) for it in both} == {("ok", "yes")}
+    assert {(it.status, it.executed) for it in both} == {("ok", "yes")}, [(it.worker, it.error) for it in both]
     assert (await scene.ask("a", queue="esl.cmd.fs1")).replayed
     assert (await scene.ask("new", queue="esl.cmd.fs1")).result == "new"
     assert scene.switch.executed["msleep 300"] == scene.switch.executed["eval new"] == 1

@@ -210,8 +210,9 @@ async def test_the_end_is_told_once_with_all_that_is_lost(switch: SimulatedSwitc
     switch.faults.add("slow_api:60s")
     owner = Owner()
     connection = await Connection.open(EslUrl.parse(switch.url), owner, timeout=5)
-    connection.send(commands.api("status"), "sent")
-    await asyncio.sleep(0)
+    first = connection.send(commands.api("status"), "sent")
+    while not first.sent:
+        await asyncio.sleep(0)
     connection.send(commands.api("status"), "unsent")
     connection.abort()
     connection.abort()
