@@ -211,8 +211,9 @@ async def test_the_end_is_told_once_with_all_that_is_lost(switch: SimulatedSwitc
     owner = Owner()
     connection = await Connection.open(EslUrl.parse(switch.url), owner, timeout=5)
     first = connection.send(commands.api("status"), "sent")
-    while not first.sent:
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert first.sent
     connection.send(commands.api("status"), "unsent")
     connection.abort()
     connection.abort()
