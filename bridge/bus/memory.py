@@ -120,6 +120,9 @@ class MemoryDelivery:
         """See ``Delivery``."""
         self._broker.dead.append((self.queue, self.payload, reason))
 
+    def let_go(self) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
+
 
 class _MemoryConsumer:
     def __init__(self, broker: MemoryBroker, queue: str, handler: Callable[[Delivery], None]) -> None:
@@ -164,6 +167,10 @@ class MemoryBus:
     def max_payload(self) -> int:
         """See ``Bus``."""
         return self.broker.max_payload
+
+    def apart(self, queue: str) -> bool:
+        """See ``Bus``: no entry outlives its worker here."""
+        return False
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus``."""

@@ -85,6 +85,12 @@ class TracedDelivery:
         self._span.set_status(Status(StatusCode.ERROR, "put with the dead letters"))
         self._span.end()
 
+    def let_go(self) -> None:
+        """See ``Delivery``."""
+        self._inner.let_go()
+        self._span.set_status(Status(StatusCode.ERROR, "another worker has it"))
+        self._span.end()
+
     def _describe(self, payload: bytes) -> None:
         span = self._span
         try:

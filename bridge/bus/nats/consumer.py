@@ -73,6 +73,9 @@ class NatsDelivery:
         self._outgoing.send(self._outgoing.dead_letters, payload, self.headers.get("Content-Type", "")[:128], headers)
         self._endpoint.finished(time.perf_counter_ns() - self._began, headers["Esl-Bridge-Reason"])
 
+    def let_go(self) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
+
 
 class NatsConsumer:
     """A queue being consumed. See ``Consumer``."""

@@ -52,6 +52,8 @@ class _Consumer(Protocol):
         headers: Mapping[str, str] | None,
     ) -> None: ...
 
+    def let_go(self, entry: DurableEntry) -> None: ...
+
 
 class AckFacts(NamedTuple):
     """``delivered`` counts deliveries, this one included; ``queued_at`` is Unix time by the server's clock (s)."""
@@ -130,6 +132,12 @@ class DurableEntry:
         )
         content_type = self.headers.get("Content-Type", "")[:128]
         self._consumer.finish(self, b"+TERM", self._consumer.dead_letters, payload, content_type, headers)
+
+    def let_go(self) -> None:
+        """See ``Delivery``: an acknowledgement of ours would take it from whoever has it."""
+        if not self.done:
+            self.done = True
+            self._consumer.let_go(self)
 
 
 def dead_letter(

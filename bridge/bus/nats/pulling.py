@@ -64,7 +64,7 @@ class DurableConsumer:
         self._listener = Listener(self._inbox + "*", "", self._arrived)
         self._next = next_subject
         self._in_hand: dict[str, DurableEntry] = {}
-        self._proof = Proof(keeper, out, self._inbox + PROOF, lambda entry: self._in_hand.pop(entry.entry_id, None))
+        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go)
         self._ready = False
         self._preparing: asyncio.Task[None] | None = None
         self._round = 0
@@ -230,6 +230,10 @@ class DurableConsumer:
     ) -> None:
         """Write a reply or a dead letter, and acknowledge the entry when that is certain."""
         self._proof.write(entry, verb, address, payload, content_type, headers)
+
+    def let_go(self, entry: DurableEntry) -> None:
+        """It is over for good, or another worker's."""
+        self._in_hand.pop(entry.entry_id, None)
 
     def _renew_later(self) -> None:
         wait = self._ack_wait / 3 * random.uniform(0.8, 1.0)

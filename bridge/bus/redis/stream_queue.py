@@ -70,6 +70,12 @@ class StreamEntry:
             self.done = True
             self._queue.answers.reject(self, reason)
 
+    def let_go(self) -> None:
+        """See ``Delivery.let_go``."""
+        if not self.done:
+            self.done = True
+            self.removed()
+
     # --- what its removal needs ------------------------------------------------------------------------
 
     @property
