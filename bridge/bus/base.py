@@ -102,6 +102,10 @@ class Delivery(Protocol):
         """True when another worker had it in hand before and fell silent."""
 
     @property
+    def doubtful(self) -> bool:
+        """True when another worker may have had it before, and the broker does not know any more."""
+
+    @property
     def pulled(self) -> bool:
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
 

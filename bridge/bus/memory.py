@@ -99,6 +99,7 @@ class MemoryDelivery:
     entry_id = ""
     queued_at: float | None = None
     claimed = False
+    doubtful = False
     pulled = False
 
     def __init__(

@@ -68,6 +68,11 @@ class TracedDelivery:
         return self._inner.claimed
 
     @property
+    def doubtful(self) -> bool:
+        """See ``Delivery``."""
+        return self._inner.doubtful
+
+    @property
     def pulled(self) -> bool:
         """See ``Delivery``."""
         return self._inner.pulled

@@ -222,7 +222,7 @@ class CommandRelay:
         refusals, delivery = self._desk.refusals, exchange.delivery
         if refusals is None or exchange.ours or not refusals.know(delivery):
             return False
-        return delivery.claimed or refusals.perhaps_lost(self._clock() - exchange.taken_at)
+        return refusals.inherited(delivery) or refusals.perhaps_lost(self._clock() - exchange.taken_at)
 
     def _claimed(self, exchange: Exchange, right: Right, told: CommandReply | None) -> None:
         if exchange.ended:

@@ -116,7 +116,7 @@ class ReplyDesk:
             self._refused(exchange, reply, payload, Right.MINE, None)
             return
         answer = partial(self._refused, exchange, reply, payload)
-        refusals.refuse(delivery, _to_keep(reply), answer, heir=delivery.claimed and not exchange.ours)
+        refusals.refuse(delivery, _to_keep(reply), answer, asked=exchange.ours)
 
     def _refused(
         self, exchange: Exchange, reply: CommandReply, payload: bytes, right: Right, told: CommandReply | None

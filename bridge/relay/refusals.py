@@ -59,6 +59,7 @@ class Refusals:
         self._claim_after = claim_after
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._refuses = False  # the broker, the last time: nobody waits for it again
 
     async def open(self) -> None:
         """Have the broker's memory ready. Raises ``BusUnavailable``, ``BusRefused``."""
@@ -73,6 +74,11 @@ class Refusals:
         """Whether there can be a record of this entry: it may come again, and is told from every other."""
         return delivery.pulled and bool(delivery.entry_id)
 
+    @staticmethod
+    def inherited(delivery: Delivery) -> bool:
+        """Whether another worker had it before, or may have had it."""
+        return delivery.claimed or delivery.doubtful
+
     def perhaps_lost(self, held: float) -> bool:
         """Whether an entry in hand for so many seconds may have been claimed by another worker meanwhile."""
         return held > self._claim_after / 3
@@ -80,17 +86,18 @@ class Refusals:
     def claim(self, delivery: Delivery, answer: Answer) -> None:
         """Ask before a command runs whose entry others had, or may have by now, and record that it is ours.
 
-        Who got the entry as ``claimed`` takes it from whoever has it. ``answer`` is called once, when the broker
+        Who was given the entry after others takes it from whoever has it. ``answer`` is called once, when the broker
         answers; never after ``close``.
         """
         value = record.mark(_CONTENT, self._instance, 0)
-        self._put(_key(delivery), value, delivery.claimed, answer, None, 0)
+        self._put(_key(delivery), value, self.inherited(delivery), answer, None, 0)
 
-    def refuse(self, delivery: Delivery, reply: CommandReply, answer: Answer, *, heir: bool) -> None:
+    def refuse(self, delivery: Delivery, reply: CommandReply, answer: Answer, *, asked: bool) -> None:
         """Ask before a reply with ``executed: no`` leaves, and record it. ``answer`` as for ``claim``.
 
-        An ``heir`` got the entry as ``claimed``, and has not asked yet.
+        ``asked`` says whether ``claim`` said that the entry is ours.
         """
+        heir = self.inherited(delivery) and not asked
         self._put(_key(delivery), record.kept(_CONTENT, reply), heir, answer, None, 0, reply)
 
     def _put(
@@ -109,8 +116,9 @@ class Refusals:
 
         def swapped(written: bool, found: Record | None, error: BusError | None) -> None:
             if written:
+                self._refuses = False
                 answer(Right.MINE, None)
-            elif isinstance(error, BusRefused) and refused + 1 >= _ATTEMPTS:
+            elif isinstance(error, BusRefused) and (self._refuses or refused + 1 >= _ATTEMPTS):
                 self._go_without(answer, error)
             elif error is not None:
                 # Nothing was told and nothing ran; what was written in spite of the error is found as ours.
@@ -131,6 +139,7 @@ class Refusals:
 
     def _go_without(self, answer: Answer, error: BusError) -> None:
         log.error("an entry goes on without a record: %s", error)
+        self._refuses = isinstance(error, BusRefused)
         self.unrecorded += 1
         answer(Right.MINE, None)
 

@@ -43,6 +43,17 @@ def die(self, replies, error):
 _Completion._first_written = die
 """,
 }
+# The acknowledgement is on its way when the broker is killed.
+LOSES = """
+from bridge.bus.nats.proof import Proof
+acknowledge = Proof._acknowledge
+def lose(self, reply):
+    if b'"executed":"no"' in reply.payload and reply.entry.count == 1:
+        self._gone(reply.entry)
+    else:
+        acknowledge(self, reply)
+Proof._acknowledge = lose
+"""
 # It is frozen when it has decided on "no", and has told nobody.
 FREEZES = """
 import os, signal
@@ -170,3 +181,20 @@ async def test_a_no_of_one_who_was_frozen_is_not_told_beside_the_heirs_answer(sc
     await until(lambda: all(later), what="the queue goes on")
     await asyncio.sleep(0.2)
     assert [(it.status, it.executed, it.worker) for it in replies] == [("ok", "yes", "b")]
+
+
+@pytest.mark.parametrize("place", ["nats"], indirect=True)
+async def test_a_no_outlives_a_broker_that_never_got_the_acknowledgement(scene: Scene) -> None:
+    queue = QUEUES[scene.kind]
+    worker = await scene.worker("a", "shared", LIMITED, LOSES)
+    allowed = await scene.ask("first", queue)
+    await until(lambda: allowed, what="the first is allowed")
+    replies = await scene.ask("x", queue)
+    await until(lambda: replies, what="a no")
+    await scene.arena.broker.kill()
+    await worker.end(signal.SIGKILL)
+    await scene.arena.broker.start()
+    await scene.worker("b", "shared")
+    await until(lambda: len(replies) > 1, what=f"the heir's word\n{scene.arena.outputs()}")
+    assert [(it.status, it.executed, it.replayed) for it in replies] == [("busy", "no", False), ("busy", "no", True)]
+    assert not scene.switch.executed["eval x"]

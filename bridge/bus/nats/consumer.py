@@ -44,6 +44,7 @@ class NatsDelivery:
     entry_id = ""
     queued_at: float | None = None
     claimed = False
+    doubtful = False
     pulled = False
 
     def __init__(self, message: Incoming, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:

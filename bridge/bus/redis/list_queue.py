@@ -29,6 +29,7 @@ class ListEntry:
 
     __slots__ = ("_queue", "claimed", "done", "payload")
 
+    doubtful = False
     pulled = True
     entry_id = ""
     reply_to = ""

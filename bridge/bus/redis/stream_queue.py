@@ -25,6 +25,7 @@ _COUNT = 256  # entries a read when the room is not known
 class StreamEntry:
     """One request in hand: a ``Delivery``."""
 
+    doubtful = False
     pulled = True
     __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload")
 

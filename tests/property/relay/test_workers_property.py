@@ -209,6 +209,7 @@ class Handed:
     queue = "esl.cmd"
     headers: Mapping[str, str] = MappingProxyType({})
     queued_at = None
+    doubtful = False
     pulled = True
 
     def __init__(self, entry: Entry, worker: Worker, *, claimed: bool) -> None:

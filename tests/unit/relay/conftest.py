@@ -132,6 +132,7 @@ class FakeDelivery:
     entry_id: str = ""
     queued_at: float | None = None
     claimed: bool = False
+    doubtful: bool = False
     pulled: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, bytes, str, dict[str, str]]] = field(default_factory=list)

@@ -108,6 +108,20 @@ async def test_what_may_run_twice_does_not_run_after_a_no_either(make_worker: An
     assert not two.pool().given
 
 
+async def test_an_heir_of_whom_the_broker_knows_nothing_repeats_it_too(make_worker: Any, until: Any) -> None:
+    one, two = make_worker("w1"), make_worker("w2")
+    first = one.put(command="x", id="a", delivery=ENTRY)
+    busy(one)
+    await until(lambda: first.answered)
+    heir = two.put(command="x", id="a", delivery={**ENTRY, "doubtful": True})
+    await until(lambda: heir.answered)
+    assert (heir.reply.status, heir.reply.replayed) == (Status.BUSY, True)
+    fresh = two.put(command="x", id="b", delivery={**ENTRY, "entry_id": "18-0", "doubtful": True})
+    await until(lambda: two.pool().waiting)
+    two.pool().take().api("+OK")
+    assert (fresh.reply.status, fresh.reply.replayed) == (Status.OK, False)
+
+
 async def test_an_entry_that_comes_for_the_first_time_asks_nothing(make_worker: Any) -> None:
     world = make_worker()
     given = world.put(command="x", id="a", delivery=ENTRY)
@@ -200,11 +214,13 @@ async def test_a_broker_that_is_away_is_asked_until_it_answers(make_worker: Any,
 
 async def test_what_a_broker_refuses_to_keep_is_told_all_the_same(make_worker: Any, until: Any) -> None:
     world = make_worker()
-    world.shelf.errors = [BusRefused("full")] * 4
-    given = world.put(command="x", id="a", delivery=ENTRY)
-    busy(world)
-    await until(lambda: given.answered)
-    assert (world.shelf.asked, world.refusals.unrecorded) == (4, 1)
+    world.shelf.errors = [BusRefused("full")] * 5
+    for number, asked in ((1, 4), (2, 5), (3, 6)):  # it waits for the broker once, not for each
+        given = world.put(command="x", id="a", delivery={**ENTRY, "entry_id": f"{number}-0"})
+        busy(world)
+        await until(lambda given=given: given.answered)
+        assert world.shelf.asked == asked
+    assert world.refusals.unrecorded == 2
 
 
 async def test_a_reply_too_large_to_be_kept_is_kept_short(make_worker: Any, until: Any) -> None:
