@@ -87,7 +87,7 @@ class Refusals:
         """Ask before a command runs whose entry others had, or may have by now, and record that it is ours.
 
         Who was given the entry after others takes it from whoever has it. ``answer`` is called once, when the broker
-        answers; never after ``close``.
+        has answered; perhaps never after ``close``.
         """
         value = record.mark(_CONTENT, self._instance, 0)
         self._put(_key(delivery), value, self.inherited(delivery), answer, None, 0)

@@ -209,11 +209,13 @@ class Handed:
     queue = "esl.cmd"
     headers: Mapping[str, str] = MappingProxyType({})
     queued_at = None
-    doubtful = False
     pulled = True
 
     def __init__(self, entry: Entry, worker: Worker, *, claimed: bool) -> None:
-        self.entry, self.worker, self.claimed = entry, worker, claimed
+        self.entry, self.worker = entry, worker
+        # A broker may have forgotten that it delivered it before.
+        self.doubtful = claimed and worker.apart and worker.chance.random() < 0.2
+        self.claimed = claimed and not self.doubtful
         self.payload = json.dumps(entry.body).encode()
         self.entry_id = entry.address
         self.reply_to = entry.address
