@@ -16,7 +16,8 @@ from bridge.config.settings import CommandSettings
 from bridge.errors import BusRefused, BusUnavailable
 from bridge.relay.commands import CommandRelay
 from bridge.relay.ledger import Ledger
-from bridge.relay.shared_ledger import SharedLedger
+from bridge.relay.refusals import Refusals
+from bridge.relay.shared_ledger import SharedLedger, lasting
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,7 @@ class Queues:
         self._reach = reach
         self._commands = commands
         self._instance = instance
+        self._refusals: Refusals | None = None
         self._consumers: list[Consumer] = []
         self._chosen = asyncio.Event()
 
@@ -108,6 +110,8 @@ class Queues:
 
     def close(self) -> None:
         """Everything is answered; what is not counts as lost."""
+        if self._refusals is not None:
+            self._refusals.close()
         if isinstance(self.ledger, SharedLedger):
             self.ledger.close()
 
@@ -121,9 +125,34 @@ class Queues:
         return await self._bus.consume(name, accept, room=room, one_of_many=one_of_many)
 
     async def _choose_ledger(self) -> None:
+        self._refusals = await self._open_refusals()
+        shared = await self._open_shared_ledger()
+        if shared is not None:
+            self.ledger = shared
+        self._relay.use(self.ledger, self._refusals)
+
+    async def _open_refusals(self) -> Refusals | None:
+        """The records of entries, where a reply and its entry's removal are two steps."""
+        commands = self._commands
+        if not any(self._bus.apart(name) for name in self.names):
+            return None
+        refusals = Refusals(
+            self._bus.records,
+            instance=self._instance,
+            lasting=lasting(commands.dedup_window, commands.claim_after),
+            claim_after=commands.claim_after,
+        )
+        try:
+            await refusals.open()
+        except BusRefused as error:
+            log.warning("a request answered no by a worker that dies just then may run after all", reason=str(error))
+            return None
+        return refusals
+
+    async def _open_shared_ledger(self) -> SharedLedger | None:
         commands = self._commands
         if commands.ledger == "memory":
-            return
+            return None
         shared = SharedLedger(
             self._bus.records,
             instance=self._instance,
@@ -136,9 +165,8 @@ class Queues:
             if commands.ledger == "shared":
                 raise
             log.warning("the ledger is this worker's own", reason=str(error))
-            return
-        self._relay.use(shared)
-        self.ledger = shared
+            return None
+        return shared
 
 
 class _Several:

@@ -70,7 +70,7 @@ class ServiceCard(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Delivery(Protocol):
-    """One request taken from a queue; exactly one of ``finish`` and ``reject`` is called for it.
+    """One request taken from a queue; exactly one of ``finish``, ``reject`` and ``let_go`` is called for it.
 
     Nothing here blocks: what is to be written is gathered and leaves at the end of the loop's turn.
     """
@@ -102,6 +102,10 @@ class Delivery(Protocol):
         """True when another worker had it in hand before and fell silent."""
 
     @property
+    def doubtful(self) -> bool:
+        """True when another worker may have had it before, and the broker does not know any more."""
+
+    @property
     def pulled(self) -> bool:
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
 
@@ -113,6 +117,9 @@ class Delivery(Protocol):
 
     def reject(self, reason: str) -> None:
         """Put the entry with its ``reason`` into the dead letters, then remove it from the queue."""
+
+    def let_go(self) -> None:
+        """Write nothing and renew the entry no more: another worker has it by now."""
 
 
 class Consumer(Protocol):
@@ -175,6 +182,12 @@ class Bus(Protocol):
     @property
     def roll_call(self) -> str:
         """Where a request is answered by every worker with its service card; empty where the broker knows none."""
+
+    def apart(self, queue: str) -> bool:
+        """Whether a reply and its entry's removal from this queue are two steps: a worker may die between them.
+
+        Where an entry cannot be told from another (a Redis list) nothing can be kept about it, and it says False.
+        """
 
     on_state: Callable[[BusState], None]
     on_broken: Callable[[], None]

@@ -99,6 +99,7 @@ class MemoryDelivery:
     entry_id = ""
     queued_at: float | None = None
     claimed = False
+    doubtful = False
     pulled = False
 
     def __init__(
@@ -119,6 +120,9 @@ class MemoryDelivery:
     def reject(self, reason: str) -> None:
         """See ``Delivery``."""
         self._broker.dead.append((self.queue, self.payload, reason))
+
+    def let_go(self) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
 
 
 class _MemoryConsumer:
@@ -164,6 +168,10 @@ class MemoryBus:
     def max_payload(self) -> int:
         """See ``Bus``."""
         return self.broker.max_payload
+
+    def apart(self, queue: str) -> bool:
+        """See ``Bus``: no entry outlives its worker here."""
+        return False
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus``."""

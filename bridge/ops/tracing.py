@@ -68,6 +68,11 @@ class TracedDelivery:
         return self._inner.claimed
 
     @property
+    def doubtful(self) -> bool:
+        """See ``Delivery``."""
+        return self._inner.doubtful
+
+    @property
     def pulled(self) -> bool:
         """See ``Delivery``."""
         return self._inner.pulled
@@ -83,6 +88,12 @@ class TracedDelivery:
         """See ``Delivery``."""
         self._inner.reject(reason)
         self._span.set_status(Status(StatusCode.ERROR, "put with the dead letters"))
+        self._span.end()
+
+    def let_go(self) -> None:
+        """See ``Delivery``."""
+        self._inner.let_go()
+        self._span.set_status(Status(StatusCode.ERROR, "another worker has it"))
         self._span.end()
 
     def _describe(self, payload: bytes) -> None:

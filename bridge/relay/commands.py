@@ -26,6 +26,7 @@ from bridge.relay.ledger import Ledger, Verdict
 from bridge.relay.order import Lines
 from bridge.relay.policy import Policy
 from bridge.relay.rates import RateLimits
+from bridge.relay.refusals import Refusals, Right
 from bridge.relay.routing import Nodes, Refusal, Router
 from bridge.relay.sending import Sender
 from bridge.relay.settings import CommandHooks, CommandSettings
@@ -34,6 +35,7 @@ from bridge.switch.deadlines import Deadlines
 log = logging.getLogger(__name__)
 
 _ASK_AGAIN: Final = 0.25  # s; a ledger that did not answer
+_RECORDED: Final = 2.0  # s; the last replies wait for their record
 _EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
 _DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
 _WORKER_GONE: Final = Result(
@@ -101,9 +103,10 @@ class CommandRelay:
         """They themselves, the oldest first."""
         return self._in_hand
 
-    def use(self, ledger: Ledger) -> None:
-        """Take another ledger; before the first request only."""
+    def use(self, ledger: Ledger, refusals: Refusals | None = None) -> None:
+        """Take another ledger, and records of entries where they are needed; before the first request only."""
         self._ledger = self._desk.ledger = ledger
+        self._desk.refusals = refusals
 
     def reconfigure(self, settings: CommandSettings, policy: Policy) -> None:
         """Take other limits and another policy for what is taken from now on; what is in hand goes on as it began."""
@@ -206,9 +209,31 @@ class CommandRelay:
     # --- remembered: no id runs twice -------------------------------------------------------------------------------
 
     def _remember(self, exchange: Exchange) -> None:
-        if exchange.safe or not exchange.key:
+        if self._may_be_anothers(exchange):
+            assert self._desk.refusals is not None
+            self._desk.refusals.claim(exchange.delivery, partial(self._claimed, exchange))
+        elif exchange.safe or not exchange.key:
             self._begin(exchange)
+        else:
+            self._ask_ledger(exchange)
+
+    def _may_be_anothers(self, exchange: Exchange) -> bool:
+        """Whether another worker had its entry before, or may have it by now: then its record is asked first."""
+        refusals, delivery = self._desk.refusals, exchange.delivery
+        if refusals is None or exchange.ours or not refusals.know(delivery):
+            return False
+        return refusals.inherited(delivery) or refusals.perhaps_lost(self._clock() - exchange.taken_at)
+
+    def _claimed(self, exchange: Exchange, right: Right, told: CommandReply | None) -> None:
+        if exchange.ended:
             return
+        if right is Right.MINE:
+            exchange.ours = True
+            self._remember(exchange)
+        else:
+            self._desk.give_way(exchange, told)
+
+    def _ask_ledger(self, exchange: Exchange) -> None:
         exchange.asked = True
         request = exchange.request
         self._ledger.begin(
@@ -358,6 +383,10 @@ class CommandRelay:
                 self._take_out_of_line(exchange, _DRAINING)
         for exchange in list(self._in_hand):
             self._sender.give_up(exchange)
+        if self._in_hand and self._desk.refusals is not None:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), _RECORDED)
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -18,9 +19,12 @@ from bridge.relay.exchange import Exchange
 from bridge.relay.execution import Result
 from bridge.relay.intake import Unreadable
 from bridge.relay.ledger import Ledger
+from bridge.relay.refusals import Refusals, Right
 from bridge.relay.settings import CommandHooks
 
 log = logging.getLogger(__name__)
+
+_CLOCKS: Final = 5.0  # s; how far two workers' clocks may be apart
 
 
 class ReplyDesk:
@@ -39,6 +43,8 @@ class ReplyDesk:
         self._bus = bus
         self._worker = worker
         self.ledger = ledger
+        self.refusals: Refusals | None = None
+        """Where a reply and its entry's removal are two steps."""
         self._hooks = hooks
         self._clock = clock
         self._closed = closed
@@ -59,11 +65,10 @@ class ReplyDesk:
         if exchange.delivery.claimed:
             reply.replayed = True  # whoever had it before may have answered, and wake up yet
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
-        if not exchange.marked:
+        if reply.executed is Executed.NO:
+            self._refuse(exchange, reply, payload)
+        elif not exchange.marked:
             self._send_final(exchange, reply, payload)
-        elif reply.executed is Executed.NO:
-            self._send_final(exchange, reply, payload)
-            self.ledger.release(exchange.key, _to_keep(reply))
         else:
             # Kept first: after a crash between the two, a repeat must not hear anything else.
             self.ledger.keep(exchange.key, _to_keep(reply), partial(self._send_final, exchange, reply, payload))
@@ -73,16 +78,62 @@ class ReplyDesk:
         if exchange.ended:
             return
         exchange.ended = True
+        reply, payload = self._again(exchange, kept)
+        if reply.executed is Executed.NO:
+            self._refuse(exchange, reply, payload)
+        else:
+            self._send_final(exchange, reply, payload)
+
+    def give_way(self, exchange: Exchange, told: CommandReply | None) -> None:
+        """Another worker has its entry: repeat the "no" that it ``told``; else the answer is left to it."""
+        exchange.ended = True
+        if told is not None:
+            self._send_final(exchange, *self._again(exchange, told))
+            return
+        log.warning("another worker has taken over the request %s, which was in hand here", exchange.id)
+        exchange.delivery.let_go()
+        self._close(exchange)
+
+    def _again(self, exchange: Exchange, told: CommandReply) -> tuple[CommandReply, bytes]:
+        """A reply that was told, as a second copy."""
         reply = msgspec.structs.replace(
-            kept,
+            told,
             id=exchange.id,
             replayed=True,
             meta=exchange.request.meta or None,
             elapsed_ms=int((self._clock() - exchange.queued_at) * 1e6) / 1e3,
             timing=None,
         )
-        reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
-        self._send_final(exchange, reply, payload)
+        return encode_within(reply, exchange.codec, self._bus.max_payload)
+
+    def _refuse(self, exchange: Exchange, reply: CommandReply, payload: bytes) -> None:
+        """Send a "no"; where its entry may outlive it, that is recorded first.
+
+        Without that record a worker that dies now leaves an entry that another would run after all.
+        """
+        refusals, delivery = self.refusals, exchange.delivery
+        if refusals is None or not refusals.know(delivery) or self._expired_for_all(exchange, reply, refusals):
+            self._refused(exchange, reply, payload, Right.MINE, None)
+            return
+        answer = partial(self._refused, exchange, reply, payload)
+        refusals.refuse(delivery, _to_keep(reply), answer, asked=exchange.ours)
+
+    def _refused(
+        self, exchange: Exchange, reply: CommandReply, payload: bytes, right: Right, told: CommandReply | None
+    ) -> None:
+        if right is Right.MINE:
+            self._send_final(exchange, reply, payload)
+        else:
+            self.give_way(exchange, told)
+        if exchange.marked:
+            self.ledger.release(exchange.key, _to_keep(reply))
+
+    def _expired_for_all(self, exchange: Exchange, reply: CommandReply, refusals: Refusals) -> bool:
+        """Whether nobody has run it, and nobody will who gets it after us: a backlog costs no records."""
+        if reply.status is not Status.EXPIRED or exchange.delivery.claimed:
+            return False
+        now = self._clock()
+        return now - exchange.deadline > _CLOCKS and not refusals.perhaps_lost(now - exchange.taken_at)
 
     def word(self, exchange: Exchange, result: Result, *, node: str = "", late: bool = False) -> CommandReply:
         """The reply map that tells a result, of one node of ``to: all`` where ``node`` is given."""
@@ -120,6 +171,9 @@ class ReplyDesk:
         hooks.on_reply(request.op, reply.status, (reply.elapsed_ms or 0.0) / 1e3)
         if hooks.audit is not None:
             hooks.audit(request, reply)
+        self._close(exchange)
+
+    def _close(self, exchange: Exchange) -> None:
         self._closed(exchange)
         exchange.answered = True
         if exchange.held is not None:

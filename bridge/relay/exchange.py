@@ -32,6 +32,7 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     """The node of the strictly ordered queue that it came from, else ""."""
     queued_at: float
     deadline: float
+    taken_at: float
     to: str
     """Its target; the default of its command where the request names none."""
     verb: str
@@ -46,6 +47,8 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     """It is its turn in that line."""
     timer: Deadline | None = None
     """Only while it waits for a turn or for a search; afterwards the pool watches its deadline."""
+    ours: bool = False
+    """The record of its entry says that we have it; asked for only where another worker may have it too."""
     asked: bool = False
     """The ledger was asked."""
     marked: bool = False

@@ -96,6 +96,7 @@ class Intake:
             queue_node=node,
             queued_at=now - age,
             deadline=self._deadline(request, plan.budget, now, unix, age),
+            taken_at=now,
             to=node or request.to or _default_target(request, facts),
             verb=facts.verb,
             safe=facts.safe,

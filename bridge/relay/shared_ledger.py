@@ -38,6 +38,11 @@ _MAY_HAVE_RUN: Final = CommandReply(
 )
 
 
+def lasting(window: float, claim_after: float) -> float:
+    """Seconds that records last which nobody renews: over every claim of what a worker had in hand."""
+    return max(window, 3 * claim_after, SHORTEST)
+
+
 class _Running:
     """A key that this worker asks for, runs, or is about to let go."""
 
@@ -72,7 +77,7 @@ class SharedLedger:
     def __init__(self, records: Records, *, instance: str, window: float, claim_after: float) -> None:
         self.unkept = 0
         """Outcomes that the broker refused to keep, for a while or for good."""
-        self.lasting = max(window, 3 * claim_after, SHORTEST)
+        self.lasting = lasting(window, claim_after)
         self._records = records
         self._instance = instance
         self._window = window

@@ -288,7 +288,7 @@ class Traffic:
         if sum(not reply.replayed for reply in finals) > 1:
             lies.append("two first replies to one request")
         told = {str(reply.executed) for reply in finals}
-        if len(order.copies) == 1 and len(told) > 1 and not _ran_after_a_lost_ack(order):
+        if len(order.copies) == 1 and len(told) > 1:
             lies.append("two outcomes")
         if max(Counter(reply.worker for reply in copy.replies if reply.status == "accepted").values(), default=0) > 1:
             lies.append("accepted twice by one worker")
@@ -318,10 +318,3 @@ async def close(traffic: Traffic) -> None:
         for copy in order.copies:
             if copy.listening is not None:
                 await copy.listening.close()
-
-
-def _ran_after_a_lost_ack(order: Order) -> bool:
-    """What decision 0016 leaves open on JetStream: answered "no", the ack lost with the broker, then run by an heir."""
-    first, *others = order.copies[0].finals
-    refused = str(first.executed) == "no" and not first.replayed
-    return order.queue.startswith("esl.queue") and refused and all(reply.replayed for reply in others)

@@ -78,6 +78,7 @@ async def test_a_request_gets_its_reply(station: Any, eventually: Eventually) ->
     assert isinstance(delivery, Delivery)
     assert delivery.queue == station.queue
     assert delivery.claimed is False
+    assert delivery.doubtful is False
     assert isinstance(delivery.entry_id, str)
     assert dict(delivery.headers) is not None
 

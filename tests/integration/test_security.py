@@ -99,9 +99,30 @@ async def test_the_documented_rights_are_enough(locked: Locked) -> None:
         await service.api("no_such_command", timeout=10)
     with pytest.raises(Denied):
         await service.api("system reboot", timeout=10)
+    if locked.broker.kind == "nats":
+        denied = await service.request({"command": "system reboot"}, timeout=20, queue="esl.queue")
+        assert (denied.status, denied.executed) == ("denied", "no")
     await until(lambda: any(notice.data.get("command") == "echo hello" for notice in notices))
     await worker.stop()
     assert await locked.complaints() == []
+
+
+async def test_a_durable_queue_is_served_without_the_rights_to_the_ledgers_bucket(tmp_path: Path) -> None:
+    config = documented("nats")
+    narrowed = re.sub(r'"\$[^"]*esl-bridge-ledger[^"]*",?', "", config)
+    assert narrowed != config
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("nats", config=narrowed))
+        locked = Locked(broker, House(broker, tmp_path, stack), stack)
+        worker = await locked.house.worker(
+            await locked.house.switch(),
+            bus={"url": locked.url("esl-bridge")},
+            commands={"durable": True, "ledger": "memory"},
+        )
+        await until(lambda: worker.queues.taken)
+        service = await locked.client("service")
+        denied = await service.request({"command": "system reboot"}, timeout=20, queue="esl.queue")
+        assert (denied.status, denied.executed) == ("denied", "no")
 
 
 async def test_the_documented_rights_are_enough_for_the_page_of_the_fleet(locked: Locked) -> None:

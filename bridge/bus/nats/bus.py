@@ -105,6 +105,10 @@ class NatsBus(JetStream):
         """See ``Bus``."""
         return self._keeper.link is not None
 
+    def apart(self, queue: str) -> bool:
+        """See ``Bus``."""
+        return self._durable.covers(queue)
+
     @property
     def state(self) -> BusState:
         """The last state that was told."""

@@ -44,6 +44,7 @@ class NatsDelivery:
     entry_id = ""
     queued_at: float | None = None
     claimed = False
+    doubtful = False
     pulled = False
 
     def __init__(self, message: Incoming, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:
@@ -72,6 +73,9 @@ class NatsDelivery:
         payload, headers = dead_letter(self.payload, reason, self.queue, 1, self._outgoing.max_payload)
         self._outgoing.send(self._outgoing.dead_letters, payload, self.headers.get("Content-Type", "")[:128], headers)
         self._endpoint.finished(time.perf_counter_ns() - self._began, headers["Esl-Bridge-Reason"])
+
+    def let_go(self) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
 
 
 class NatsConsumer:

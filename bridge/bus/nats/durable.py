@@ -130,8 +130,11 @@ class DurableQueues:
             answer = await self.api(f"STREAM.CREATE.{name}", config)
         check(answer, f"stream {name}", (_IN_USE,))
 
-    async def make_consumer(self, name: str, queue: str, *, strict: bool) -> float:
-        """Have a consumer on the queue; returns its own ``ack_wait`` in s. Raises as ``make``."""
+    async def make_consumer(self, name: str, queue: str, *, strict: bool) -> tuple[float, int]:
+        """Have a consumer on the queue; returns its own ``ack_wait`` in s, and the place of the stream's last entry.
+
+        Raises as ``make``.
+        """
         stream = self.names.stream
         answer = await self.api(f"CONSUMER.INFO.{stream}.{name}")
         if answer.get("error", {}).get("err_code") in (_NO_CONSUMER, _NOT_FOUND):
@@ -150,7 +153,10 @@ class DurableQueues:
             asked = {"stream_name": stream, "config": config}
             answer = await self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", asked)
         check(answer, f"consumer {name} of stream {stream}")
-        return float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
+        ack_wait = float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
+        answer = await self.api(f"STREAM.INFO.{stream}")
+        check(answer, f"stream {stream}")
+        return ack_wait, int(answer["state"]["last_seq"])
 
     async def api(self, verb: str, asked: object = None) -> dict[str, Any]:
         """Ask JetStream. Raises ``BusUnavailable``, and ``BusRefused`` where there is none."""

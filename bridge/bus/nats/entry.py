@@ -52,13 +52,19 @@ class _Consumer(Protocol):
         headers: Mapping[str, str] | None,
     ) -> None: ...
 
+    def let_go(self, entry: DurableEntry) -> None: ...
+
 
 class AckFacts(NamedTuple):
-    """``delivered`` counts deliveries, this one included; ``queued_at`` is Unix time by the server's clock (s)."""
+    """``delivered`` counts deliveries, this one included; ``queued_at`` is Unix time by the server's clock (s).
+
+    ``place`` is the number of the entry in its stream.
+    """
 
     entry_id: str
     delivered: int
     queued_at: float
+    place: int
 
 
 def read_ack(subject: str) -> AckFacts | None:
@@ -72,13 +78,14 @@ def read_ack(subject: str) -> AckFacts | None:
     try:
         nanoseconds = int(words[first + 3])
         # A stream that was deleted and made anew counts from 1 again: the time tells its entries apart.
-        return AckFacts(f"{nanoseconds // 1_000_000}-{words[first + 1]}", int(words[first]), nanoseconds / 1e9)
+        entry_id = f"{nanoseconds // 1_000_000}-{words[first + 1]}"
+        return AckFacts(entry_id, int(words[first]), nanoseconds / 1e9, int(words[first + 1]))
     except (ValueError, IndexError):
         return None
 
 
 class DurableEntry:
-    """One request. See ``Delivery``."""
+    """One request, behind the place ``since`` in the stream or in doubt. See ``Delivery``."""
 
     __slots__ = (
         "_consumer",
@@ -87,6 +94,7 @@ class DurableEntry:
         "claimed",
         "count",
         "done",
+        "doubtful",
         "entry_id",
         "payload",
         "queue",
@@ -97,13 +105,16 @@ class DurableEntry:
     reply_to = ""
     """What JetStream puts there is for acknowledgements; the reply address stands in the body."""
 
-    def __init__(self, message: Incoming, queue: str, facts: AckFacts, ack: str, consumer: _Consumer) -> None:
+    def __init__(
+        self, message: Incoming, queue: str, facts: AckFacts, ack: str, consumer: _Consumer, since: int
+    ) -> None:
         self.payload: bytes = message.data
         self.queue = queue
         self.entry_id = facts.entry_id
         self.queued_at: float | None = facts.queued_at
         self.count = facts.delivered
         self.claimed = facts.delivered > 1
+        self.doubtful = not self.claimed and facts.place <= since
         self.ack = ack
         self.done = False
         self._message = message
@@ -130,6 +141,12 @@ class DurableEntry:
         )
         content_type = self.headers.get("Content-Type", "")[:128]
         self._consumer.finish(self, b"+TERM", self._consumer.dead_letters, payload, content_type, headers)
+
+    def let_go(self) -> None:
+        """See ``Delivery``: an acknowledgement of ours would take it from whoever has it."""
+        if not self.done:
+            self.done = True
+            self._consumer.let_go(self)
 
 
 def dead_letter(

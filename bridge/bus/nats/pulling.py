@@ -34,8 +34,8 @@ PROOF: Final = "w"
 class DurableConsumer:
     """One durable queue being consumed. See ``Consumer``.
 
-    ``prepare`` has the consumer at the server and returns its ``ack_wait`` (s); ``next_subject`` asks it for entries. A
-    ``strict`` one takes one entry at a time.
+    ``prepare`` has the consumer at the server and returns its ``ack_wait`` (s) and the place of the last entry that the
+    stream has; ``next_subject`` asks it for entries. A ``strict`` one takes one entry at a time.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class DurableConsumer:
         dead_letters: str,
         inbox_prefix: str,
         strict: bool,
-        prepare: Callable[[], Awaitable[float]],
+        prepare: Callable[[], Awaitable[tuple[float, int]]],
     ) -> None:
         self.queue = queue
         self.out = out
@@ -64,7 +64,7 @@ class DurableConsumer:
         self._listener = Listener(self._inbox + "*", "", self._arrived)
         self._next = next_subject
         self._in_hand: dict[str, DurableEntry] = {}
-        self._proof = Proof(keeper, out, self._inbox + PROOF, lambda entry: self._in_hand.pop(entry.entry_id, None))
+        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go)
         self._ready = False
         self._preparing: asyncio.Task[None] | None = None
         self._round = 0
@@ -72,6 +72,8 @@ class DurableConsumer:
         self._watch: asyncio.TimerHandle | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._ack_wait = 30.0
+        # A server that was killed may have forgotten deliveries of entries up to here.
+        self._since = 0
         self._stopping = False
         self._quiet = asyncio.Event()
 
@@ -88,7 +90,7 @@ class DurableConsumer:
         self._renew_later()
 
     async def _prepare(self) -> None:
-        self._ack_wait = await self._make()
+        self._ack_wait, self._since = await self._make()
         self._ready = True
         self._ask()
 
@@ -195,7 +197,7 @@ class DurableConsumer:
         if known is not None:  # ours all the time; the server thought that we were gone
             known.ack = ack
         else:
-            entry = DurableEntry(message, self.queue, facts, ack, self)
+            entry = DurableEntry(message, self.queue, facts, ack, self, self._since)
             self._in_hand[facts.entry_id] = entry
             self._handler(entry)
         if not self._open:
@@ -230,6 +232,10 @@ class DurableConsumer:
     ) -> None:
         """Write a reply or a dead letter, and acknowledge the entry when that is certain."""
         self._proof.write(entry, verb, address, payload, content_type, headers)
+
+    def let_go(self, entry: DurableEntry) -> None:
+        """It is over for good, or another worker's."""
+        self._in_hand.pop(entry.entry_id, None)
 
     def _renew_later(self) -> None:
         wait = self._ack_wait / 3 * random.uniform(0.8, 1.0)

@@ -142,6 +142,10 @@ class RedisBus:
         """See ``Bus.max_payload``: our own limit."""
         return MAX_PAYLOAD
 
+    def apart(self, queue: str) -> bool:
+        """See ``Bus.apart``: in a Cluster the reply's key and the queue's lie apart."""
+        return self._servers.many and self._queue_type == "stream"
+
     @property
     def confirmed(self) -> int:
         """See ``Bus.confirmed``."""

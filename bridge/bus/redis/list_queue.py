@@ -29,6 +29,7 @@ class ListEntry:
 
     __slots__ = ("_queue", "claimed", "done", "payload")
 
+    doubtful = False
     pulled = True
     entry_id = ""
     reply_to = ""
@@ -57,6 +58,12 @@ class ListEntry:
         if not self.done:
             self.done = True
             self._queue.answers.reject(self, reason)
+
+    def let_go(self) -> None:
+        """See ``Delivery.let_go``."""
+        if not self.done:
+            self.done = True
+            self.removed()
 
     # --- what its removal needs ------------------------------------------------------------------------
 

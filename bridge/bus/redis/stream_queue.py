@@ -25,6 +25,7 @@ _COUNT = 256  # entries a read when the room is not known
 class StreamEntry:
     """One request in hand: a ``Delivery``."""
 
+    doubtful = False
     pulled = True
     __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload")
 
@@ -69,6 +70,12 @@ class StreamEntry:
         if not self.done:
             self.done = True
             self._queue.answers.reject(self, reason)
+
+    def let_go(self) -> None:
+        """See ``Delivery.let_go``."""
+        if not self.done:
+            self.done = True
+            self.removed()
 
     # --- what its removal needs ------------------------------------------------------------------------
 

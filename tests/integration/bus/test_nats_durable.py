@@ -170,6 +170,54 @@ async def test_an_entry_in_hand_is_renewed_and_that_of_a_dead_worker_is_claimed(
     assert len(slow.taken) == 1
 
 
+async def test_what_lay_in_the_stream_before_the_link_is_in_doubt(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually
+) -> None:
+    """A server that is killed forgets deliveries of its last moments; what comes later nobody can have had."""
+    taker = await Taker(await open_nats(server.url), "a").start()
+    asker = Asker(await open_nats(server.url))
+    for number in range(3):
+        await asker.ask(number)
+    await eventually(lambda: asker.answered == 3)
+    assert [it.doubtful for it in taker.taken] == [False] * 3
+    await taker.bus.close()
+    await asker.ask(3)
+    heir = await Taker(await open_nats(server.url), "b").start()
+    await asker.ask(4)
+    await eventually(lambda: asker.answered == 5)
+    assert {number: it.doubtful for number, it in zip(heir.numbers, heir.taken, strict=True)} == {3: True, 4: False}
+    heir.hold = True
+    await asker.ask(5)
+    await eventually(lambda: heir.open)
+    await server.kill()
+    await server.start()
+    await eventually(lambda: heir.bus.connected and asker.bus.connected)
+    heir.release()
+    await eventually(lambda: asker.answered == 6)
+    await asker.ask(6)
+    await eventually(lambda: asker.answered == 7)
+    assert not heir.taken[-1].doubtful
+
+
+async def test_an_entry_that_was_let_go_is_the_next_ones(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually
+) -> None:
+    """Not acknowledged: whoever has it, or gets it, answers it."""
+    asker = Asker(await open_nats(server.url))
+    one = Taker(await open_nats(server.url, claim_after=1.0), "one")
+    one.hold, one.room = True, 1
+    await one.start()
+    await asker.ask(1)
+    await eventually(lambda: one.open)
+    heir = await Taker(await open_nats(server.url, claim_after=1.0), "heir").start()
+    assert one.bus.apart(QUEUE)
+    assert not one.bus.apart("esl.cmd")
+    one.open[0].let_go()
+    one.open[0].let_go()
+    await eventually(lambda: asker.answers[1] == ["heir"])
+    assert [it.claimed for it in heir.taken] == [True]
+
+
 async def test_a_nodes_queue_is_strict_and_one_at_a_time(
     server: EmbeddedBroker, open_nats: Any, eventually: Eventually
 ) -> None:
@@ -306,9 +354,9 @@ async def test_without_jetstream_it_is_said(open_nats: Any, start_nats: Any) -> 
 @pytest.mark.parametrize(
     ("subject", "facts"),
     [
-        ("$JS.ACK.ESL_QUEUE.esl-bridge.2.17.5.1700000000123456789.0", ("1700000000123-17", 2, 1700000000.1234567)),
-        ("$JS.ACK.hub.AbC1.ESL_QUEUE.esl-bridge.1.4.1.1700000000000000000.9", ("1700000000000-4", 1, 1700000000.0)),
-        ("$JS.ACK._.AbC1.S.c.1.4.1.1700000000000000000.9.x7", ("1700000000000-4", 1, 1700000000.0)),
+        ("$JS.ACK.ESL_QUEUE.esl-bridge.2.17.5.1700000000123456789.0", ("1700000000123-17", 2, 1700000000.1234567, 17)),
+        ("$JS.ACK.hub.AbC1.ESL_QUEUE.esl-bridge.1.4.1.1700000000000000000.9", ("1700000000000-4", 1, 1700000000.0, 4)),
+        ("$JS.ACK._.AbC1.S.c.1.4.1.1700000000000000000.9.x7", ("1700000000000-4", 1, 1700000000.0, 4)),
         ("$JS.ACK.x", None),
         ("_INBOX.a.b", None),
         ("$JS.ACK.S.c.one.2.3.4.5", None),

@@ -125,6 +125,25 @@ async def test_a_silent_workers_entries_are_claimed(
     assert entries[0][b"data"] == b"left behind"
 
 
+async def test_an_entry_that_was_let_go_is_the_next_ones(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    one = await open_redis(valkey_server.url, worker="one", claim_after=0.6)
+    assert not one.apart(queue)  # one server
+    in_hand: list[Delivery] = []
+    await one.consume(queue, in_hand.append, room=lambda: 1 - len(in_hand))
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: in_hand)
+    in_hand[0].let_go()
+    taken: list[Delivery] = []
+    heir = await open_redis(valkey_server.url, worker="heir", claim_after=0.6)
+    await heir.consume(queue, taken.append)
+    await eventually(lambda: taken)
+    assert (taken[0].payload, taken[0].claimed) == (b"x", True)
+    taken[0].finish("", b"", "")
+    await eventually(lambda: client.xlen(queue), lambda entries: entries == 0)
+
+
 async def test_what_a_living_worker_has_in_hand_is_not_claimed(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:

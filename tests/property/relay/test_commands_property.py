@@ -87,6 +87,7 @@ class Given:
     reply_to: str = ""
     entry_id: str = ""
     queued_at: float | None = None
+    doubtful: bool = False
     pulled: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     loop: Any = None

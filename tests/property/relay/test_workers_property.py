@@ -1,6 +1,7 @@
 """Several workers on one shared ledger, killed, cut off and answered late, against a model of what really ran.
 
-The queue is durable: what a worker has in hand when it falls silent is delivered again, to another, as claimed.
+The queue is durable: what a worker has in hand when it falls silent is delivered again, to another, as claimed. A reply
+and the removal of its entry are one step, or two between which the worker may die.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -23,6 +25,7 @@ from bridge.messages.command import STATUSES, CommandReply, Executed, decode_rep
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
 from bridge.relay.policy import Policy
+from bridge.relay.refusals import Refusals
 from bridge.relay.settings import CommandHooks, CommandSettings
 from bridge.relay.shared_ledger import SharedLedger
 from bridge.switch.deadlines import Deadlines
@@ -31,17 +34,21 @@ from tests.property.relay.test_commands_property import FATES, NODES, Pool, Swit
 CLAIM_AFTER = 3.0
 WORKERS = 3
 
-STEPS = st.fixed_dictionaries(
-    {
-        "pause": st.sampled_from([0.0, 0.0, 0.05, 1.0, 4.0]),
-        "what": st.sampled_from(["request"] * 8 + ["kill", "cut"]),
-        "worker": st.integers(0, WORKERS - 1),
-        "id": st.sampled_from(["", "", "", "a", "b"]),
-        "to": st.sampled_from(["fs1", "fs2", "any"]),
-        "timeout_ms": st.sampled_from([300, 2_000, 30_000]),
-        "lasts": st.sampled_from([0.5, 2.0, 8.0]),
-    }
-)
+
+def steps(*faults: str) -> st.SearchStrategy[list[dict[str, Any]]]:
+    """Requests, and now and then one of the faults."""
+    step = st.fixed_dictionaries(
+        {
+            "pause": st.sampled_from([0.0, 0.0, 0.05, 1.0, 4.0]),
+            "what": st.sampled_from(["request"] * 8 + list(faults)),
+            "worker": st.integers(0, WORKERS - 1),
+            "id": st.sampled_from(["", "", "", "a", "b"]),
+            "to": st.sampled_from(["fs1", "fs2", "any"]),
+            "timeout_ms": st.sampled_from([300, 2_000, 30_000]),
+            "lasts": st.sampled_from([0.5, 2.0, 8.0]),
+        }
+    )
+    return st.lists(step, min_size=1, max_size=25)
 
 
 class Fated(MemoryRecords):
@@ -80,8 +87,12 @@ class Worker:
 
     max_payload = 1 << 20
 
-    def __init__(self, number: int, switch: Switch, shelf: RecordShelf, chance: random.Random) -> None:
+    def __init__(self, number: int, switch: Switch, shelf: RecordShelf, chance: random.Random, apart: bool) -> None:
         self.dead = False
+        self.dies_with_its_reply = False
+        self.on_death: Callable[[], None] = lambda: None
+        self.apart = apart
+        self.chance = chance
         self.cut_until = 0.0
         self.switch = switch
         self.loop = asyncio.get_running_loop()
@@ -100,6 +111,16 @@ class Worker:
             calls=CallTable(clock=self.loop.time),
             hooks=CommandHooks(),
         )
+        self.refusals = Refusals(
+            Fated(self, shelf, chance), instance=f"w{number}", lasting=300.0, claim_after=CLAIM_AFTER
+        )
+        if apart:
+            self.relay.use(self.ledger, self.refusals)
+
+    def die(self) -> None:
+        if not self.dead:
+            self.dead = True
+            self.on_death()
 
     @property
     def connected(self) -> bool:
@@ -175,6 +196,7 @@ class Entry:
         self.told: list[CommandReply] = []
         self.gone = False
         self.holder: Worker | None = None
+        self.handed: list[Handed] = []
         ENTRIES[self.address] = self
 
 
@@ -190,11 +212,15 @@ class Handed:
     pulled = True
 
     def __init__(self, entry: Entry, worker: Worker, *, claimed: bool) -> None:
-        self.entry, self.worker, self.claimed = entry, worker, claimed
+        self.entry, self.worker = entry, worker
+        # A broker may have forgotten that it delivered it before.
+        self.doubtful = claimed and worker.apart and worker.chance.random() < 0.2
+        self.claimed = claimed and not self.doubtful
         self.payload = json.dumps(entry.body).encode()
         self.entry_id = entry.address
         self.reply_to = entry.address
         self.over = False
+        self.in_hand = True
 
     def finish(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
         assert not self.over, "two final replies of one delivery"
@@ -203,32 +229,55 @@ class Handed:
 
         def leave() -> None:
             self.entry.told.append(reply)
+            if not self.worker.apart:
+                self.entry.gone = True
+            else:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.worker.chance.choice([0.0, 0.001, 0.2]), self.worker.write, remove)
+            if self.worker.dies_with_its_reply:
+                asyncio.get_running_loop().call_later(self.worker.chance.choice([0.0, 0.1]), self.worker.die)
+
+        def remove() -> None:
             self.entry.gone = True
 
         self.worker.write(leave)
+
+    def let_go(self) -> None:
+        assert self.worker.apart
+        assert not self.over
+        self.over, self.in_hand = True, False
 
     def reject(self, reason: str) -> None:
         raise AssertionError(reason)
 
 
-async def scenario(steps: list[dict[str, Any]], fates: Any, seed: int) -> tuple[list[Entry], Switch]:
+async def scenario(steps: list[dict[str, Any]], fates: Any, seed: int, apart: bool) -> tuple[list[Entry], Switch]:
     ENTRIES.clear()
     loop = asyncio.get_running_loop()
     chance = random.Random(seed)
     switch = Switch(list(fates))
     shelf = RecordShelf(loop.time)
-    workers = [Worker(number, switch, shelf, chance) for number in range(WORKERS)]
+    workers = [Worker(number, switch, shelf, chance, apart) for number in range(WORKERS)]
     for worker in workers:
         await worker.ledger.open()
+        worker.on_death = partial(loop.call_later, CLAIM_AFTER, lambda worker=worker: claim_those_of(worker))
     entries: list[Entry] = []
 
     def hand(entry: Entry, *, claimed: bool, but: Worker | None = None) -> None:
         able = [worker for worker in workers if not worker.dead and worker.connected and worker is not but]
         if able:
-            entry.holder = chance.choice(able)
-            entry.holder.relay.accept(Handed(entry, entry.holder, claimed=claimed))
+            holder = entry.holder = chance.choice(able)
+            if not any(one.worker is holder and one.in_hand for one in entry.handed):  # else it has it all the time
+                entry.handed.append(Handed(entry, holder, claimed=claimed))
+                holder.relay.accept(entry.handed[-1])
+            loop.call_later(CLAIM_AFTER, claim_what_was_let_go, entry, holder)
         else:
             loop.call_later(1.0, lambda: hand(entry, claimed=claimed))
+
+    def claim_what_was_let_go(entry: Entry, holder: Worker) -> None:
+        has_it = any(one.worker is holder and one.in_hand for one in entry.handed)
+        if entry.holder is holder and not entry.gone and not has_it:
+            hand(entry, claimed=True)
 
     def claim_those_of(worker: Worker) -> None:
         """The broker has not heard of this worker for ``CLAIM_AFTER``."""
@@ -241,9 +290,11 @@ async def scenario(steps: list[dict[str, Any]], fates: Any, seed: int) -> tuple[
         await asyncio.sleep(step["pause"])
         worker = workers[step["worker"]]
         if step["what"] == "kill":
-            if sum(not one.dead for one in workers) > 1:
-                worker.dead = True
-                loop.call_later(CLAIM_AFTER, claim_those_of, worker)
+            if sum(not one.dead and not one.dies_with_its_reply for one in workers) > 1:
+                worker.die()
+        elif step["what"] == "last word":
+            if sum(not one.dead and not one.dies_with_its_reply for one in workers) > 1:
+                worker.dies_with_its_reply = True
         elif step["what"] == "cut":
             worker.cut(step["lasts"])
             if step["lasts"] > CLAIM_AFTER:
@@ -266,9 +317,32 @@ async def scenario(steps: list[dict[str, Any]], fates: Any, seed: int) -> tuple[
 
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps=st.lists(STEPS, min_size=1, max_size=25), fates=st.lists(FATES, max_size=40), seed=st.integers(0, 1_000))
+@given(steps=steps("kill", "cut"), fates=st.lists(FATES, max_size=40), seed=st.integers(0, 1_000))
 def test_whatever_dies_an_id_runs_once_and_nobody_lies(steps: list[dict[str, Any]], fates: Any, seed: int) -> None:
-    entries, switch = run(scenario(steps, fates, seed))
+    judge(*run(scenario(steps, fates, seed, apart=False)))
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    steps=steps("kill", "cut", "cut", "last word", "last word"),
+    fates=st.lists(FATES, max_size=40),
+    seed=st.integers(0, 1_000),
+)
+def test_whoever_dies_between_a_reply_and_its_entry_told_no_lie(
+    steps: list[dict[str, Any]], fates: Any, seed: int
+) -> None:
+    entries, switch = run(scenario(steps, fates, seed, apart=True))
+    judge(entries, switch)
+    times = Counter(entry.body["id"] for entry in entries)
+    for entry in entries:
+        finals = [reply for reply in entry.told if not reply.late]
+        assert sum(not reply.replayed for reply in finals) <= 1, (entry.body, finals)
+        if times[entry.body["id"]] == 1:  # whoever says "no" has asked
+            assert len({reply.executed is Executed.NO for reply in finals}) == 1, (entry.body, finals)
+
+
+def judge(entries: list[Entry], switch: Switch) -> None:
+    """No id ran twice, every entry was answered, and no reply tells what was not."""
     assert set(switch.ran.values()) <= {1}, switch.ran
     times = Counter(entry.body["id"] for entry in entries)
     outcomes: dict[str, set[tuple[str, str]]] = {}

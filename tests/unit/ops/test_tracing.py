@@ -35,16 +35,20 @@ class Inner:
         self.entry_id = "e1"
         self.reply_to = "_INBOX.1"
         self.queued_at = None
-        self.claimed = False
+        self.claimed = self.doubtful = False
         self.pulled = False
         self.finished: list[tuple[Any, ...]] = []
         self.rejected = ""
+        self.let = False
 
     def finish(self, *args: Any) -> None:
         self.finished.append(args)
 
     def reject(self, reason: str) -> None:
         self.rejected = reason
+
+    def let_go(self) -> None:
+        self.let = True
 
 
 class Traces:
@@ -136,3 +140,10 @@ def test_what_is_not_sampled_still_passes_the_trace_on() -> None:
     assert delivery.headers["traceparent"].startswith(f"00-{TRACE}-")
     delivery.finish("a", reply(), "application/json")
     assert traces.spans == {}
+
+
+def test_a_span_ends_when_another_worker_has_the_entry(traces: Traces) -> None:
+    inner = Inner()
+    traces.wrap(inner).let_go()
+    assert inner.let
+    assert traces.spans["esl-bridge command"].status.description == "another worker has it"

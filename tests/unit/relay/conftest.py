@@ -132,10 +132,12 @@ class FakeDelivery:
     entry_id: str = ""
     queued_at: float | None = None
     claimed: bool = False
+    doubtful: bool = False
     pulled: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, bytes, str, dict[str, str]]] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
+    let: bool = False
 
     def finish(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
         self._once()
@@ -145,7 +147,12 @@ class FakeDelivery:
         self._once()
         self.rejected.append(reason)
 
+    def let_go(self) -> None:
+        self._once()
+        self.let = True
+
     def _once(self) -> None:
+        assert not self.let
         assert not self.sent
         assert not self.rejected
 
