@@ -180,9 +180,12 @@ class SharedLedger:
             self._records.living(entry.owner, partial(self._look_at_owner, key, running, found, wait))
 
     def _look_at_owner(self, key: str, running: _Running, found: Record, wait: float, lives: bool) -> None:
-        if not lives:
+        if not lives and wait > _LOOK_FIRST:
             self._take_over(key, running, found)
             return
+        if not lives:
+            # Its first sign of life may be on its way to another server of a Cluster.
+            wait = _LOOK_LAST
         self._loop.call_later(wait, self._look_again, key, running, wait)
 
     def _take_over(self, key: str, running: _Running, found: Record) -> None:

@@ -5,6 +5,7 @@ This room never reads a clock; expiry is the server's.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from hashlib import blake2b, sha1
 
@@ -20,6 +21,8 @@ _SWAP = b"""local old = redis.call('GET', KEYS[1])
 if old and old ~= ARGV[2] then return old end
 if ARGV[1] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3]) end
 return false"""
+_AGAIN = 0.1
+"""When a sign of life that was not written is tried again, in seconds."""
 _DIGEST = sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
 
 
@@ -30,6 +33,8 @@ class RedisRecords:
         self._writers = writers
         self._prefix = prefix.encode() + b"."
         self._claim_after = b"30000"
+        self._beating: asyncio.TimerHandle | None = None
+        self._left = False
         self._known = False  # whether the servers have the script
         length = len(self._prefix) + 32
         self._head = b"*7\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n1\r\n$%d\r\n%b" % (_DIGEST, length, self._prefix)
@@ -88,12 +93,26 @@ class RedisRecords:
     def beat(self, instance: str) -> None:
         """See ``Records``."""
         key = self._alive(instance)
-        self._writers.submit(Operation(command(b"SET", key, b"1", b"PX", self._claim_after), 1, ignore, key=key))
+        self._keep_still()
+
+        def done(replies: list[Reply], error: Exception | None) -> None:
+            if error is not None and self._beating is None and not self._left:
+                # A Cluster's server that we have no connection to yet: others would take us for gone.
+                self._beating = asyncio.get_running_loop().call_later(_AGAIN, self.beat, instance)
+
+        self._writers.submit(Operation(command(b"SET", key, b"1", b"PX", self._claim_after), 1, done, key=key))
 
     def leave(self, instance: str) -> None:
         """See ``Records``."""
         key = self._alive(instance)
+        self._left = True
+        self._keep_still()
         self._writers.submit(Operation(command(b"DEL", key), 1, ignore, key=key))
+
+    def _keep_still(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
 
     def living(self, instance: str, answer: Callable[[bool], None]) -> None:
         """See ``Records``."""

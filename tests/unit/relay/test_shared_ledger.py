@@ -178,7 +178,7 @@ async def test_a_silent_workers_command_is_lost_and_its_late_outcome_is_told_so(
     assert (await repeat.verdict(), repeat.reply) == (Verdict.KEPT, OK)
 
 
-async def test_a_worker_that_left_is_gone_at_once(world: World) -> None:
+async def test_a_worker_that_left_is_gone(world: World) -> None:
     one, two = await world.worker("one"), await world.worker("two")
     assert await Told(one).verdict() is Verdict.NEW
     one.close()
@@ -370,3 +370,15 @@ def test_records_of_others_are_not_taken_for_ours() -> None:
     assert record.read(b"K" + CONTENT + b"\xff\xfe") is None
     assert record.read(record.mark(CONTENT, "w1", 7)) == record.Entry(CONTENT, "w1", 7)
     assert record.read(record.kept(CONTENT, OK)) == record.Entry(CONTENT, reply=OK)
+
+
+async def test_a_worker_whose_first_sign_of_life_is_late_is_not_taken_for_gone(world: World) -> None:
+    """In a Cluster it travels to another server than the marker, and may come behind it."""
+    one, two = await world.worker("one"), await world.worker("two")
+    assert await Told(one).verdict() is Verdict.NEW
+    world.broker.shelf.beats.pop("one")
+    repeat = Told(two)
+    await asyncio.sleep(0.1)
+    world.beat(one)
+    await keep(one, OK)
+    assert await repeat.verdict() is Verdict.KEPT
