@@ -36,7 +36,8 @@ from bridge.messages.command import STATUSES, CommandReply, CommandRequest, Timi
 from bridge.messages.envelope import EventEnvelope
 from bridge.messages.event import EventMessage
 from bridge.messages.notice import NOTICES, Notice
-from bridge.ops.metrics import Metrics
+from bridge.ops.metrics import COMMAND_BUCKETS, Metrics
+from bridge.ops.tally import CommandTally
 from bridge.relay import verbs
 from bridge.relay.policy import DEFAULT_DENY, patterns
 from bridge.simulator import FAULTS
@@ -247,6 +248,18 @@ def metrics() -> Iterator[str]:
     suffix = {"counter": "_total", "info": "_info"}
     rows = {}
     for family in set(registry._names_to_collectors.values()):
+        if isinstance(family, CommandTally):
+            for one in family.collect():
+                text, labels = one.documentation, ("op", "status") if one.type == "counter" else ()
+                if one.type == "histogram":
+                    text += f". Buckets: {', '.join(f'{bound:g}' for bound in COMMAND_BUCKETS)}"
+                rows[one.name] = (
+                    code(one.name + suffix.get(one.type, "")),
+                    one.type,
+                    ", ".join(map(code, labels)),
+                    text,
+                )
+            continue
         kind = family._type
         labels = ("version",) if kind == "info" else family._labelnames
         text = family._documentation

@@ -22,6 +22,7 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.process_collector import ProcessCollector
 
 import bridge
+from bridge.ops.tally import CommandTally
 
 PREFIX = "esl_bridge_"
 LAG_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -53,8 +54,12 @@ class Metrics:
             "node",
         )
         self._heartbeat_lag = self._gauge("heartbeat_lag_seconds", "HEARTBEAT's timestamp to its arrival", "node")
-        self._commands = self._counter("commands", "Command requests by their outcome", "op", "status")
-        self._command_time = self._histogram("command_seconds", "Request taken to final reply", COMMAND_BUCKETS)
+        self._commands = CommandTally(
+            (PREFIX + "commands", "Command requests by their outcome"),
+            (PREFIX + "command_seconds", "Request taken to final reply"),
+            COMMAND_BUCKETS,
+        )
+        self.registry.register(self._commands)
         self._in_flight = self._gauge("commands_in_flight", "Requests in hand")
         self._denied = self._counter("commands_denied", "Requests that the policy refused", "op")
         self._dead = self._counter("dead_letters", "Requests that went to the dead letters")
@@ -74,7 +79,6 @@ class Metrics:
         Info(PREFIX + "build", "What runs here", registry=self.registry).info({"version": bridge.__version__})
 
         self._by_node: dict[tuple[int, str], Counter] = {}
-        self._by_outcome: dict[tuple[str, str], Counter] = {}
         self._read_lag: dict[str, float] = {}
         self._lag_of: dict[str, Gauge] = {}
         self._bus_was_up = False
@@ -145,12 +149,7 @@ class Metrics:
 
     def command_done(self, op: str, status: str, seconds: float) -> None:
         """Count a final reply, ``seconds`` after its request was taken."""
-        key = (op, status)
-        child = self._by_outcome.get(key)
-        if child is None:
-            child = self._by_outcome[key] = self._commands.labels(op, status)
-        child.inc()
-        self._command_time.observe(seconds)
+        self._commands.done(op, status, seconds)
         self.totals["commands"] += 1
         if status not in ("ok", "accepted"):
             self.totals["commands_failed"] += 1

@@ -69,6 +69,9 @@ def test_commands_are_counted_by_op_and_status(metrics):
     assert value(metrics, "commands_total", op="api", status="ok") == 2
     assert value(metrics, "commands_total", op="bgapi", status="timeout") == 1
     assert value(metrics, "command_seconds_count") == 3
+    assert value(metrics, "command_seconds_sum") == pytest.approx(5.004)
+    buckets = {le: value(metrics, "command_seconds_bucket", le=le) for le in ("0.001", "0.0025", "2.5", "5.0", "+Inf")}
+    assert buckets == {"0.001": 0, "0.0025": 2, "2.5": 2, "5.0": 3, "+Inf": 3}, "a bound belongs to its bucket"
     assert value(metrics, "late_replies_total") == 1
     assert metrics.totals["commands_failed"] == 1
 
