@@ -33,7 +33,7 @@ def userauth(user: str, password: str) -> bytes:
 
 def api(line: str) -> bytes:
     """Run an API command; its connection does nothing else until it is done."""
-    return _command(f"api {_required('command', line)}")
+    return f"api {_required('command', line)}\n\n".encode()
 
 
 def bgapi(line: str, job_uuid: str) -> bytes:
@@ -180,7 +180,7 @@ def resume() -> bytes:
 
 def _command(line: str, headers: Iterable[tuple[str, str]] = (), body: str | None = None) -> bytes:
     """Render a command whose parts are checked. The length is in bytes and computed last."""
-    lines = [line, *(f"{name}: {value}" for name, value in headers)]
+    lines = [line, *[f"{name}: {value}" for name, value in headers]]
     if body is None:
         return ("\n".join(lines) + "\n\n").encode()
     payload = body.encode()

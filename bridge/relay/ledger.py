@@ -110,6 +110,7 @@ class MemoryLedger:
         # In the order of their expiry; a plain dict is slow to find its first entry when many left from its front.
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._bytes = 0
+        self._look_at = 0.0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -173,11 +174,15 @@ class MemoryLedger:
 
     def _expire(self) -> None:
         kept = self._kept
-        if not kept:
-            return
         now = self._clock()
-        while kept and kept[next(iter(kept))].expires <= now:
+        if now < self._look_at:
+            return
+        while kept:
+            self._look_at = kept[next(iter(kept))].expires
+            if now < self._look_at:
+                return
             self._drop_oldest()
+        self._look_at = now + self._window  # what is kept from now on expires later
 
     def _drop_oldest(self) -> None:
         self._bytes -= self._kept.pop(next(iter(self._kept))).size
