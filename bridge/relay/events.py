@@ -19,7 +19,7 @@ from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss
+from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, is_made_up
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
 from bridge.relay.routes import Line, Route, RouteSettings
@@ -137,7 +137,10 @@ class NodeRelay:
 
     @property
     def mark(self) -> str:
-        """Identity of the last event, in wire order, before which the broker has everything of every lane."""
+        """Identity of the last event, in wire order, before which the broker has everything of every lane.
+
+        Never of one that was made up here: a standby's link does not bring it.
+        """
         busy = [buffer for buffer in self.buffers if buffer.events or buffer.in_flight]
         return min(busy, key=lambda buffer: buffer.confirmed_read).last_confirmed if busy else self._last
 
@@ -181,7 +184,9 @@ class NodeRelay:
                 lane.buffer.append(Chunk(self.epoch, messages, size, now, None, 0, self._reads), self._last)
                 lane.buffer.wake()
         last = events[-1]
-        self._last = last.identity
+        identity = last.identity
+        if not is_made_up(identity):
+            self._last = identity
         meter = self._meter
         meter.events_received(self.node, len(events))
         stamped = last.timestamp_us

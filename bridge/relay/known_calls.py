@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from bridge.esl.event import Event
+from bridge.relay.chunks import MADE_UP
 from bridge.relay.lately import Lately
 
 LIMIT = 20_000
@@ -128,7 +129,7 @@ class KnownCalls:
             "Core-UUID": call.core_uuid,
             **call.headers,
             "Event-Date-Timestamp": stamp,
-            "Event-Sequence": f"end:{uuid}",
+            "Event-Sequence": f"{MADE_UP}{uuid}",
             "Channel-State": "CS_REPORTING",
             "Channel-Call-State": "HANGUP",
             "Unique-ID": uuid,

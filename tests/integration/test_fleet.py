@@ -276,6 +276,42 @@ async def test_the_next_owner_ends_the_calls_that_the_one_before_knew(house: Hou
     assert list(other.crew.stewards["fs1"].known.calls) == [uuids[1]]
 
 
+async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    await house.until(lambda: other.crew.stewards["fs1"].ready)
+    client = await house.client()
+    [uuid] = await begin_calls(client, 1)
+    gaps: list[dict[str, Any]] = []
+    await client.notices(lambda notice: gaps.append(notice.data), "gap")
+    stream = await client.subscribe("*")
+    feed = owner.crew.stewards["fs1"].feed
+    await house.until(lambda: uuid in feed.known)
+
+    def read_and_end(events: list[Any]) -> None:
+        publish(events)
+        if events[-1].get("number") == "9" and (end := feed.known.end(uuid, "NORMAL_UNSPECIFIED")) is not None:
+            publish([end])  # before anybody can hear of the mark in front of it
+
+    publish, feed.relay.events = feed.relay.events, read_and_end  # type: ignore[method-assign]
+    for number in range(10):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="before")
+    await house.until(lambda: uuid not in feed.known)
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"])
+    switch.fire("CUSTOM", {}, subclass="last")
+    seen = []
+    async for event in stream:
+        seen.append(event.id)
+        if event.subclass == "last":
+            break
+    assert len(seen) == len(set(seen))
+    assert f"{switch.core_uuid}:end:{uuid}" in seen
+    assert not gaps
+
+
 async def test_two_links_to_one_node_tell_the_same_order(house: House) -> None:
     switch = await house.switch(calls_per_second=30, call_duration=0.3)
     workers = await crew(house, switch, fleet={**FAST, "standby": 1})
