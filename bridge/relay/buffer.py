@@ -34,9 +34,9 @@ _HEAD_SIZE = 512 * 1024
 class EventBuffer(ChunkRow):
     """The events of one node on their way to one lane of the bus (``""``: the topics; else a stream's name).
 
-    ``last_confirmed`` is the identity of FreeSWITCH's last event that the broker has certainly seen, and ``confirmed_read`` the
-    number of its read (with a half: not all of that read). ``events`` wait (in memory
-    and on disk), ``in_flight`` were taken and are not settled, ``size`` is what waits in memory. Before each write the
+    ``last_confirmed`` is the identity of FreeSWITCH's last event that the broker has certainly seen, and
+    ``confirmed_read`` the number of its read (with a half: not all of that read). ``events`` wait (in memory and on
+    disk), ``in_flight`` were taken and are not settled, ``size`` is what waits in memory. Before each write the
     publisher asks ``gate``: while it says False nothing is taken.
     """
 
