@@ -27,7 +27,7 @@ ACK_TIMEOUT = 5.0
 """Seconds without any ack after which the pipeline has broken off."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
-_ASK_AGAIN = 0.5  # s; how often a stream that is nearly full is asked for its room
+_ASK_AGAIN = 0.5  # s; how often a stream with limits is asked for its room, while something is written
 
 _TOO_LARGE = 10054
 
@@ -130,14 +130,14 @@ class NatsAppender(Pipeline):
         if self.confirmed < self._careful:
             await self.until(0)
             end = start + 1
-        if self._room is None:
-            return end
-        count = self._room.take(batch, start, end)
-        if not count and self._loop.time() - self._asked_at >= _ASK_AGAIN:
+        if self._room is not None and self._loop.time() - self._asked_at >= _ASK_AGAIN:
+            # Others write too, and others take away: what was true a moment ago is no more.
             await self.until(0)
             self._room = await self._ask_room()
             self._asked_at = self._loop.time()
-            count = self._room.take(batch, start, end) if self._room is not None else end - start
+        if self._room is None:
+            return end
+        count = self._room.take(batch, start, end)
         if not count:
             # A smaller one that would still fit waits for this one, too.
             self._room = Room(0, 0)

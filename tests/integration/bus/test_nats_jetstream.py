@@ -249,7 +249,7 @@ async def go_on(bus: Any, batch: list[Message], kept: int = 0) -> int:
 
 
 @pytest.mark.parametrize("storage", ["file", "memory"])
-async def test_a_full_account_takes_nothing_behind_what_it_refused(start_nats: Any, open_nats: Any, storage: str) -> None:
+async def test_a_full_account_takes_nothing_behind_a_refusal(start_nats: Any, open_nats: Any, storage: str) -> None:
     """The account's own limit, whatever the stream's: room comes and goes with what others store."""
     server = await start_nats(ACCOUNT % ("300K", "300K"))
     url = server.url.replace("nats://", "nats://u:p@")
@@ -273,6 +273,32 @@ async def test_a_full_account_takes_nothing_behind_what_it_refused(start_nats: A
     await js.delete_stream("OTHER")
     assert await go_on(bus, batch[:140], some) == 140
     assert await stored(js) == list(range(140))
+    await client.close()
+
+
+async def test_what_others_store_meanwhile_is_seen(
+    start_nats: Any, open_nats: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_ASK_AGAIN", 0.05)
+    server = await start_nats(ACCOUNT % ("300K", "300K"))
+    url = server.url.replace("nats://", "nats://u:p@")
+    client = await nats.connect(url)
+    js = client.jetstream()
+    await js.add_stream(name="OTHER", subjects=["other"])
+    bus = await open_nats(url)
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"])
+    await bus.ensure_stream(SPEC)
+    batch = of_any_size(100)
+    line = bus.appender(SPEC, lambda: None)
+    await line.append(batch[:10])
+    await line.until(0)
+    for _ in range(90):
+        await js.publish("other", b"x" * 3_000)
+    await asyncio.sleep(0.05)  # the time after which it asks again
+    with contextlib.suppress(BusUnavailable):
+        await line.append(batch[10:])
+    await eventually(lambda: "limits" in line.failure)
+    assert (line.overtaking, await stored(js)) == (0, list(range(line.confirmed)))
     await client.close()
 
 
