@@ -76,7 +76,8 @@ class Mark(msgspec.Struct, array_like=True, frozen=True):
     """How far a node's events were published: the identity of the last one that the broker confirmed.
 
     ``token`` of the ownership, ``worker`` that published, ``at`` when it was written down (Unix time, s), ``stamp``
-    FreeSWITCH's own time of that event (us, 0 unknown); ``clean`` when nothing was left unpublished behind it.
+    FreeSWITCH's own time of that event (us, 0 unknown); ``clean`` when nothing was left unpublished behind it, and the
+    node's calls of that moment are kept beside it.
     """
 
     token: int = 0

@@ -20,6 +20,8 @@ from bridge.relay.known_calls import KnownCalls
 from bridge.relay.ring import EventRing
 from bridge.switch.node import LinkGap, NodeChange
 
+_BEGINNINGS = ("CHANNEL_CREATE", "CHANNEL_UUID")  # a call is there, or has another name
+
 log = structlog.get_logger(__name__)
 
 
@@ -64,6 +66,8 @@ class NodeFeed:
         self.linked_at = 0.0
         """When the link came up (Unix time, s); 0.0 while there is none."""
         self.core_uuid = ""
+        self.begun: set[str] = set()
+        """Calls that began in what was kept when the node was taken."""
         self.on_link_up: Callable[[], None] = lambda: None
         self.on_change: Callable[[NodeChange], None] = lambda change: None
         self._watchers = together(watchers, known.watchers())
@@ -158,11 +162,13 @@ class NodeFeed:
                 if self.linked_at:
                     self._tell_missed()
         count = 0
+        self.begun.clear()
         for kept in ring.take():
             if isinstance(kept, LinkGap):
                 relay.gap(kept)
             else:
                 count += len(kept)
+                self.begun.update([event.unique_id for event in kept if event.name in _BEGINNINGS])
                 relay.events(kept)
         return count
 

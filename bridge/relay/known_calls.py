@@ -6,7 +6,7 @@ This room never asks FreeSWITCH, and publishes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
@@ -95,6 +95,19 @@ class KnownCalls:
             if uuid not in self.calls and uuid not in self._ended:
                 self._keep(uuid, call)
                 self.doubtful.add(uuid)
+
+    def settled(self, payload: bytes, begun: Collection[str]) -> list[str]:
+        """Forget the calls that may have ended unseen and are neither in what another worker knew nor ``begun`` since.
+
+        Returns them. Nothing happens where the other's calls cannot be read.
+        """
+        try:
+            found = _decode(payload)
+        except msgspec.MsgspecError:
+            return []
+        over = [uuid for uuid in self.doubtful if uuid not in found and uuid not in begun]
+        self.drop(over)
+        return over
 
     def of_another_run(self, core_uuid: str) -> list[str]:
         """The calls that a restart of FreeSWITCH has ended."""

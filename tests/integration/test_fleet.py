@@ -312,6 +312,32 @@ async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing
     assert not gaps
 
 
+async def test_the_next_owner_does_not_end_what_the_one_before_has_ended(house: House) -> None:
+    switch = await house.switch()
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    heir = other.crew.stewards["fs1"]
+    await house.until(lambda: heir.ready)
+    client = await house.client()
+    uuids = await begin_calls(client, 3)
+    await house.until(lambda: len(heir.known) == 3)
+    ended = await ends(client)
+    for uuid in uuids[:2]:  # they end where nobody hears it
+        del switch.calls.channels[uuid]
+    switch.drop_connections()
+    await house.until(lambda: len(ended) == 2)
+    await house.until(lambda: heir.ready and set(heir.known.doubtful) == set(uuids))
+    switch.fire("CUSTOM", {}, subclass="moved::on")
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"] and heir._continuity.checked)
+    assert list(heir.known.calls) == uuids[2:]
+    await client.hangup(uuids[2], timeout=5)
+    await house.until(lambda: len(ended) >= 3)
+    assert sorted(event.uuid for event in ended) == sorted(uuids)
+    assert [event.synthetic for event in ended] == [True, True, False]
+
+
 async def test_two_links_to_one_node_tell_the_same_order(house: House) -> None:
     switch = await house.switch(calls_per_second=30, call_duration=0.3)
     workers = await crew(house, switch, fleet={**FAST, "standby": 1})

@@ -94,6 +94,20 @@ def test_a_take_over_publishes_what_is_behind_the_mark_and_then_the_rest(feed: N
     assert not relay.losses
 
 
+def test_a_take_over_knows_which_calls_began_behind_the_mark(feed: NodeFeed) -> None:
+    def of(number: int, name: str, uuid: str) -> Event:
+        fields = {"Event-Name": name, "Core-UUID": "c", "Event-Sequence": str(number), "Unique-ID": uuid}
+        return Event.parse(json.dumps(fields).encode())
+
+    feed.events([of(1, "CHANNEL_CREATE", "before"), of(2, "CHANNEL_ANSWER", "before")])
+    feed.events([of(3, "CHANNEL_CREATE", "since"), of(4, "CHANNEL_ANSWER", "older"), of(5, "CHANNEL_UUID", "renamed")])
+    feed.take(9, mark(1), overlapped=True)
+    assert feed.begun == {"since", "renamed"}
+    feed.stop()
+    feed.take(11, None, overlapped=True)
+    assert not feed.begun
+
+
 def test_the_first_owner_ever_publishes_all_and_misses_nothing(feed: NodeFeed, relay: Relay) -> None:
     feed.events([event(1)])
     feed.take(9, None, overlapped=False)
