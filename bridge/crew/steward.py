@@ -186,7 +186,8 @@ class NodeSteward:
             log.warning("node given with events in doubt: the next owner sends them again", node=self.name)
         kept = await self._keep_calls(calls)
         mark = self.mark()
-        mark = Mark(mark.token, mark.identity, mark.at, mark.stamp, mark.worker, clean and kept)
+        trail = self.relay.trail if clean else ()
+        mark = Mark(mark.token, mark.identity, mark.at, mark.stamp, mark.worker, clean and kept, trail)
         self.feed.ring.head = self.feed.ring.head or mark.identity
         if not clean:
             for buffer in self.relay.buffers:

@@ -36,6 +36,10 @@ class LastMark(Protocol):
     def at(self) -> float:
         """When that was written down (Unix time, s)."""
 
+    @property
+    def trail(self) -> tuple[str, ...]:
+        """Some before it, the latest first."""
+
 
 def together(*all_watchers: Watchers) -> Watchers:
     """Several watchers as one: who watches the same event is called in the order given."""
@@ -153,7 +157,8 @@ class NodeFeed:
         if self._change is not None:
             relay.node_changed(self._change)
         if mark is not None and mark.at:
-            found = bool(mark.identity) and ring.trim(mark.identity)
+            # Our own link may have been cut right there: then what it brought last before that is looked for.
+            found = any(ring.trim(identity) for identity in (mark.identity, *mark.trail) if identity)
             # A ring that was trimmed holds all behind its head: a mark that is not in it is older than what the owner
             # told last.
             if not found and (ring.overflowed or not (overlapped or ring.head)):

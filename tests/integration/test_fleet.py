@@ -10,6 +10,7 @@ import pytest
 
 from bridge.cli import main
 from bridge.client.fleet import write_order
+from bridge.errors import ConnectionLost
 from bridge.messages.event import EventMessage
 from bridge.messages.fleet import NodeOrder
 from bridge.messages.notice import Notice
@@ -310,6 +311,39 @@ async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing
     assert len(seen) == len(set(seen))
     assert f"{switch.core_uuid}:end:{uuid}" in seen
     assert not gaps
+
+
+async def test_a_mark_that_fell_into_a_hole_of_the_next_owner_costs_no_repeats(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    heir = other.crew.stewards["fs1"]
+    await house.until(lambda: heir.ready)
+    client = await house.client()
+    stream = await client.subscribe("CUSTOM:*")
+    keep, link = heir.feed.ring.append, heir.link
+
+    def keep_and_cut(events: list[Any]) -> None:
+        keep(events)
+        if events[-1].get("number") == "4":
+            assert link._session is not None
+            link._session.end("cut", ConnectionLost("cut by the test"))
+
+    heir.feed.ring.append = keep_and_cut  # type: ignore[method-assign]
+    for number in range(5):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="moved")
+    await house.until(lambda: not link.connected)
+    for number in range(5, 8):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="moved")
+    await house.until(lambda: heir.ready)
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"])
+    switch.fire("CUSTOM", {"number": "8"}, subclass="moved")
+    numbers = []
+    while "8" not in numbers:
+        numbers.append((await anext(stream))["number"])
+    assert numbers == [str(number) for number in range(9)]
 
 
 async def test_the_next_owner_does_not_end_what_the_one_before_has_ended(house: House) -> None:

@@ -177,6 +177,15 @@ def test_msgpack_is_the_same_map() -> None:
     assert decoded([message])[0]["variable_x"] == ["a", "b"]
 
 
+def test_the_trail_of_a_mark_is_the_last_read_and_the_ends_of_those_before() -> None:
+    relay = House().relay
+    for read in ((1, 2), (3, 4, 5), ("end:a",), (6, 7, 8)):
+        events = [stamp("A", 0, **{"Event-Sequence": str(one)}) for one in read]
+        relay.events([Event(json.dumps(one).encode(), "json") for one in events])
+    assert relay.mark != f"{CORE}:8"  # on its way
+    assert [one.removeprefix(f"{CORE}:") for one in relay.trail] == ["7", "6", "5", "2"]
+
+
 def test_an_event_that_was_made_up_is_no_mark() -> None:
     """No link of a standby brings it: whoever takes the node could not find it, and would say all again."""
     house = House()

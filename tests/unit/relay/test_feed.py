@@ -94,6 +94,17 @@ def test_a_take_over_publishes_what_is_behind_the_mark_and_then_the_rest(feed: N
     assert not relay.losses
 
 
+def test_a_mark_in_a_hole_of_ours_is_found_by_what_came_before_it(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2), event(3)])
+    feed.gap(LinkGap("fs1", 1.0, 2.0, "c:3", "c:7"))
+    feed.events([event(7)])
+    last = Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:2", "c:1"))
+    assert feed.take(9, last, overlapped=True) == 2
+    assert relay.published == ["3", "7"]
+    assert len(relay.gaps) == 1
+    assert not relay.losses
+
+
 def test_a_take_over_knows_which_calls_began_behind_the_mark(feed: NodeFeed) -> None:
     def of(number: int, name: str, uuid: str) -> Event:
         fields = {"Event-Name": name, "Core-UUID": "c", "Event-Sequence": str(number), "Unique-ID": uuid}
