@@ -9,6 +9,7 @@ import pytest
 
 from bridge.esl.event import Event
 from bridge.messages.fleet import Mark
+from bridge.relay import feed as feed_room
 from bridge.relay.chunks import Loss
 from bridge.relay.feed import NodeFeed, together
 from bridge.relay.known_calls import KnownCalls
@@ -103,6 +104,29 @@ def test_a_mark_in_a_hole_of_ours_is_found_by_what_came_before_it(feed: NodeFeed
     assert relay.published == ["3", "7"]
     assert len(relay.gaps) == 1
     assert not relay.losses
+
+
+def test_what_the_one_before_has_published_may_come_late_on_our_link(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2)])
+    last = Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:3", "c:2"))
+    assert feed.take(9, last, overlapped=True) == 0
+    feed.events([event(3), event(4)])
+    feed.events([event(5), event(6)])
+    assert relay.published == ["6"]
+    feed.link_up("c", 200.0)  # nothing of before comes on a new link
+    feed.events([event(4), event(7)])
+    assert relay.published == ["6", "4", "7"]
+
+
+def test_what_is_not_late_any_more_is_compared_with_nothing(
+    feed: NodeFeed, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.events([event(2)])
+    feed.take(9, Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:3", "c:2")), overlapped=True)
+    monkeypatch.setattr(feed_room.time, "time", lambda: feed._published_until + 1)
+    feed.events([event(3)])
+    assert relay.published == ["3"]
+    assert not feed._published
 
 
 def test_a_take_over_knows_which_calls_began_behind_the_mark(feed: NodeFeed) -> None:
