@@ -14,7 +14,7 @@ from nats.js import JetStreamContext
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
-from bridge.bus.nats import keeper, pipeline
+from bridge.bus.nats import jetstream, keeper, pipeline
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
 from tests.appending import append_all
 
@@ -352,6 +352,28 @@ async def test_order_is_lost_once_where_a_refusal_could_not_be_foreseen_and_that
     later = (await stored(js))[len(first) :]
     assert later == [number for number in range(400) if number not in first]
     await client.close()
+
+
+async def test_who_loses_order_again_is_careful_for_longer(
+    server: EmbeddedBroker, open_nats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "MOST_CAREFUL", 5_000)
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    careful = []
+    for ahead in ((), (), (8, 9), (9,), (9,)):  # of what a refusal left unconfirmed, those that were taken
+        line = bus.appender(SPEC, lambda: None)
+        careful.append(line._careful)
+        line._refuse("no room")
+        line._ahead.update(ahead)
+        line.close()
+    window = pipeline.ACK_WINDOW
+    assert careful == [0, window, window, 2 * window, 4 * window]
+    assert bus.appender(SPEC, lambda: None)._careful == 5_000
+    other = bus.appender(SPEC, lambda: None)
+    other.fail("the connection broke")
+    other.close()
+    assert bus.appender(SPEC, lambda: None)._careful == 5_000
 
 
 async def test_an_account_that_we_may_not_ask_about_is_taken_for_one_without_limits(
