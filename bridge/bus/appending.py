@@ -23,6 +23,11 @@ class Pipeline:
         self._moved = asyncio.Event()
 
     @property
+    def overtaking(self) -> int:
+        """See ``Appender``."""
+        return 0
+
+    @property
     def outstanding(self) -> int:
         """Messages written and not confirmed."""
         return self.written - self.confirmed

@@ -295,6 +295,7 @@ class Appender(Protocol):
     ``failure`` says why it broke off (a refusal, a missing ack, a broken connection), what lies between the two is in
     doubt: the caller goes on from the first unconfirmed message with a new pipeline. It never repeats anything itself.
     Where it is ``oversized`` the first unconfirmed message is over a limit of the stream itself: it is never taken.
+    ``overtaking`` messages behind one that was refused are in the stream: what is sent again comes behind them.
 
     JetStream: pipelined publishes with ``Nats-Msg-Id``, their acks read in a window. Redis: a transaction of ``XADD
     <key> MAXLEN ~`` for each batch, fields ``topic``, ``id``, ``type``, ``data`` and the message's headers.
@@ -304,6 +305,9 @@ class Appender(Protocol):
     confirmed: int
     failure: str
     oversized: bool
+
+    @property
+    def overtaking(self) -> int: ...
 
     async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
         """Write a batch behind what is written, as soon as there is room in the window for it.

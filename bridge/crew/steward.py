@@ -83,9 +83,10 @@ class NodeSteward:
         self._drained: bool | None = None
         self._inherited = ""
         self._base = ""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._handed_over = False
         self._calls_kept = -1
-        self._calls_task: asyncio.Task[None] | None = None
+        self._calls_task: asyncio.Task[object] | None = None
         feed.on_link_up = self._linked
         feed.on_change = self._changed
 
@@ -142,6 +143,7 @@ class NodeSteward:
         self._base = self.relay.mark
         for buffer in self.relay.buffers:
             buffer.own_up(mark.token if mark is not None else 0)
+        self._handed_over = mark is not None and mark.clean
         kept = self.feed.take(right.token, mark, overlapped=overlapped)
         log.info("events are published", node=self.name, epoch=self.relay.epoch, kept=kept)
         self._calls_kept = -1
@@ -171,6 +173,7 @@ class NodeSteward:
         while self._in_line(self.name) and time.monotonic() < deadline and self.right is not None:  # noqa: ASYNC110
             await asyncio.sleep(LINE_CHECK)
         self.feed.stop()
+        calls = self.known.encode()  # as of the last event that we publish
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(1.0, deadline - time.monotonic())):
                 while any(buffer.events or buffer.in_flight for buffer in self.relay.buffers):
@@ -181,13 +184,14 @@ class NodeSteward:
         clean = not any(buffer.events or buffer.in_flight for buffer in self.relay.buffers)
         if not clean:
             log.warning("node given with events in doubt: the next owner sends them again", node=self.name)
+        kept = await self._keep_calls(calls)
         mark = self.mark()
-        mark = Mark(mark.token, mark.identity, mark.at, mark.stamp, mark.worker, clean)
+        trail = self.relay.trail if clean else ()
+        mark = Mark(mark.token, mark.identity, mark.at, mark.stamp, mark.worker, clean and kept, trail)
         self.feed.ring.head = self.feed.ring.head or mark.identity
         if not clean:
             for buffer in self.relay.buffers:
                 buffer.discard(time.time())
-        await self._keep_calls()
         self.right = None
         return mark
 
@@ -201,7 +205,8 @@ class NodeSteward:
     def entry(self) -> NodeEntry:
         """See ``Hands``; called with every beat of an owner."""
         self._tell_drained()
-        if self.known.version != self._calls_kept and (self._calls_task is None or self._calls_task.done()):
+        changed = self.feed.owning and self.known.version != self._calls_kept
+        if changed and (self._calls_task is None or self._calls_task.done()):
             self._calls_task = self._spawn(self._keep_calls())
         now = asyncio.get_running_loop().time()
         load = self.link.load
@@ -275,17 +280,24 @@ class NodeSteward:
         """Know what the owner before knew, then see which of it still is."""
         if self.storage is not None:
             with contextlib.suppress(BusError):
-                self.known.merge(await self.storage.read(f"node.{self.name}", "calls"))
+                calls = await self.storage.read(f"node.{self.name}", "calls")
+                if self._handed_over:
+                    self._continuity.trust(calls, self.feed.begun)
+                self.known.merge(calls)
         if self.feed.owning and self.link.connected:
             self._continuity.check(self.link.core_uuid)
 
-    async def _keep_calls(self) -> None:
+    async def _keep_calls(self, calls: bytes | None = None) -> bool:
+        """Keep the calls of now, or those given, for the next owner; whether the broker has them."""
         if self.storage is None or self.right is None or not self.right.valid:
-            return
+            return False
         version = self.known.version
-        with contextlib.suppress(BusError):
-            await self.storage.write(f"node.{self.name}", "calls", self.known.encode())
-            self._calls_kept = version
+        try:
+            await self.storage.write(f"node.{self.name}", "calls", self.known.encode() if calls is None else calls)
+        except BusError:
+            return False
+        self._calls_kept = version
+        return True
 
     def _tell_drained(self) -> None:
         if self._drained is False and self._continuity.checked and not self.known and self.link.connected:
@@ -300,7 +312,7 @@ class NodeSteward:
             )
             self._notices.tell(notice, node=self.name)
 
-    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def _spawn(self, work: Awaitable[object]) -> asyncio.Task[object]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -149,6 +149,8 @@ class Ownership:
         mark = decode_mark(answer.note)
         if mark is None or mark.token in (token, self._mark.token, self._before):
             log.info("lease had run out, nobody took it", node=self.node, fencing=answer.token)
+            # It stays the one written down until we write another: the lease may run out again before.
+            self._before = mark.token if mark is not None else 0
             self.hands.resume(self.lease)
             return False
         log.warning("node was with another worker meanwhile", node=self.node, worker=mark.worker)

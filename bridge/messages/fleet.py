@@ -76,7 +76,9 @@ class Mark(msgspec.Struct, array_like=True, frozen=True):
     """How far a node's events were published: the identity of the last one that the broker confirmed.
 
     ``token`` of the ownership, ``worker`` that published, ``at`` when it was written down (Unix time, s), ``stamp``
-    FreeSWITCH's own time of that event (us, 0 unknown); ``clean`` when nothing was left unpublished behind it.
+    FreeSWITCH's own time of that event (us, 0 unknown); ``clean`` when nothing was left unpublished behind it, and the
+    node's calls of that moment are kept beside it. Then ``trail`` are identities of events published before it, the
+    latest first: for a link that did not bring the last one.
     """
 
     token: int = 0
@@ -85,6 +87,7 @@ class Mark(msgspec.Struct, array_like=True, frozen=True):
     stamp: int = 0
     worker: str = ""
     clean: bool = False
+    trail: tuple[str, ...] = ()
 
 
 class NodeOrder(msgspec.Struct, omit_defaults=True, frozen=True):

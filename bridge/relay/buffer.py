@@ -18,6 +18,7 @@ from bridge.relay.chunks import (
     add_loss,
     count_of,
     identity_of,
+    is_made_up,
     rank_of,
     receipt_of,
 )
@@ -33,9 +34,9 @@ _HEAD_SIZE = 512 * 1024
 class EventBuffer(ChunkRow):
     """The events of one node on their way to one lane of the bus (``""``: the topics; else a stream's name).
 
-    ``last_confirmed`` is the identity of the last event that the broker has certainly seen, and ``confirmed_read`` the
-    number of its read (with a half: not all of that read). ``events`` wait (in memory
-    and on disk), ``in_flight`` were taken and are not settled, ``size`` is what waits in memory. Before each write the
+    ``last_confirmed`` is the identity of FreeSWITCH's last event that the broker has certainly seen, and
+    ``confirmed_read`` the number of its read (with a half: not all of that read). ``events`` wait (in memory and on
+    disk), ``in_flight`` were taken and are not settled, ``size`` is what waits in memory. Before each write the
     publisher asks ``gate``: while it says False nothing is taken.
     """
 
@@ -158,16 +159,20 @@ class EventBuffer(ChunkRow):
         """The same for a chunk that nothing on disk depends on."""
         self._leave_flight(receipt.count)
         if confirmed:
-            self.last_confirmed = receipt.last
+            self._confirm(receipt.last)
             self.confirmed_read = receipt.read or self.confirmed_read
 
     def settle_part(self, chunk: Chunk, count: int, *, confirmed: bool) -> None:
         """The same for its first ``count`` events, while others of it go back."""
         self._leave_flight(count)
         if confirmed and count:
-            self.last_confirmed = identity_of(chunk.messages[count - 1])
+            self._confirm(identity_of(chunk.messages[count - 1]))
             if chunk.read:
                 self.confirmed_read = chunk.read - 0.5
+
+    def _confirm(self, identity: str) -> None:
+        if not is_made_up(identity):
+            self.last_confirmed = identity
 
     def _leave_flight(self, count: int) -> None:
         self.in_flight -= count

@@ -91,6 +91,15 @@ def identity_of(message: Message) -> str:
     return message.id.partition("/")[0]
 
 
+MADE_UP = "end:"
+"""How the ``Event-Sequence`` of an event begins that the bridge made up."""
+
+
+def is_made_up(identity: str) -> bool:
+    """Whether no link of another worker has this event: then it is no mark that could be found there."""
+    return identity.partition(":")[2].startswith(MADE_UP)
+
+
 RANKS = 4
 _RANKED: dict[str, int] = {
     **dict.fromkeys(("CHANNEL_HANGUP_COMPLETE", "BACKGROUND_JOB"), 0),

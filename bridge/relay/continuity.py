@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -74,6 +74,14 @@ class Continuity:
         """FreeSWITCH runs as ``core_uuid``: the calls of every run before have ended."""
         if core_uuid:
             self._end(self.known.of_another_run(core_uuid), RESTARTED)
+
+    def trust(self, calls: bytes, begun: Collection[str]) -> None:
+        """Forget what the owner before did not know any more when it handed over: it has told the end.
+
+        ``calls`` is all that it knew, ``begun`` are those that began behind its last event.
+        """
+        for uuid in self.known.settled(calls, begun):
+            self._table.forget(uuid, self._node)
 
     def stop(self) -> None:
         """Ask no more."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss
+from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, is_made_up
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
 from bridge.relay.routes import Line, Route, RouteSettings
@@ -32,6 +33,9 @@ HEADER_ALLOWANCE = 4_096
 
 # CUSTOM subclasses come from callers too (sendevent): what is remembered of names is bounded.
 KNOWN_NAMES = 65_536
+
+# A trail: so many events of the last read at most, and the last of so many reads before it.
+TRAIL_EVENTS, TRAIL_READS = 256, 32
 
 # States in which a node answers commands and sends events.
 SERVING = (NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING)
@@ -117,6 +121,8 @@ class NodeRelay:
         self._worker = worker
         self._watchers = watchers
         self._last = ""
+        self._last_read: Sequence[Event] = ()
+        self._read_ends: deque[str] = deque(maxlen=TRAIL_READS)
         self._reads = 0
         self._lanes: list[_Lane] = []
         self._lanes_of = [self._open_lanes(route) for route in self._settings]
@@ -137,9 +143,18 @@ class NodeRelay:
 
     @property
     def mark(self) -> str:
-        """Identity of the last event, in wire order, before which the broker has everything of every lane."""
+        """Identity of the last event, in wire order, before which the broker has everything of every lane.
+
+        Never of one that was made up here: a standby's link does not bring it.
+        """
         busy = [buffer for buffer in self.buffers if buffer.events or buffer.in_flight]
         return min(busy, key=lambda buffer: buffer.confirmed_read).last_confirmed if busy else self._last
+
+    @property
+    def trail(self) -> tuple[str, ...]:
+        """What came before the last event, the latest first: those of its read, and the last of the reads before."""
+        read = [event.identity for event in reversed(self._last_read[-TRAIL_EVENTS:-1])]
+        return (*read, *filter(None, reversed(self._read_ends)))
 
     def link_up(self, core_uuid: str, started_at: float) -> None:
         """A new link stands: a new epoch begins before its first event."""
@@ -181,7 +196,10 @@ class NodeRelay:
                 lane.buffer.append(Chunk(self.epoch, messages, size, now, None, 0, self._reads), self._last)
                 lane.buffer.wake()
         last = events[-1]
-        self._last = last.identity
+        identity = last.identity
+        if not is_made_up(identity):
+            self._read_ends.append(self._last)
+            self._last, self._last_read = identity, events
         meter = self._meter
         meter.events_received(self.node, len(events))
         stamped = last.timestamp_us

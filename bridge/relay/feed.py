@@ -20,6 +20,10 @@ from bridge.relay.known_calls import KnownCalls
 from bridge.relay.ring import EventRing
 from bridge.switch.node import LinkGap, NodeChange
 
+BEHIND = 10.0
+"""Seconds for which events that the owner before has published may still come on a link that is slower than its."""
+_BEGINNINGS = ("CHANNEL_CREATE", "CHANNEL_UUID")  # a call is there, or has another name
+
 log = structlog.get_logger(__name__)
 
 
@@ -33,6 +37,10 @@ class LastMark(Protocol):
     @property
     def at(self) -> float:
         """When that was written down (Unix time, s)."""
+
+    @property
+    def trail(self) -> tuple[str, ...]:
+        """Some before it, the latest first."""
 
 
 def together(*all_watchers: Watchers) -> Watchers:
@@ -64,6 +72,8 @@ class NodeFeed:
         self.linked_at = 0.0
         """When the link came up (Unix time, s); 0.0 while there is none."""
         self.core_uuid = ""
+        self.begun: set[str] = set()
+        """Calls that began in what was kept when the node was taken."""
         self.on_link_up: Callable[[], None] = lambda: None
         self.on_change: Callable[[NodeChange], None] = lambda change: None
         self._watchers = together(watchers, known.watchers())
@@ -71,6 +81,8 @@ class NodeFeed:
         self._change: NodeChange | None = None
         self._missed: LastMark | None = None
         self._doubtful = False
+        self._published: set[str] = set()
+        self._published_until = 0.0
 
     # --- what the link tells -----------------------------------------------------------------------------------------
 
@@ -80,6 +92,7 @@ class NodeFeed:
         self._ever_linked = True
         self.linked_at = started_at
         self.core_uuid = core_uuid
+        self._published.clear()
         if self.owning and again:
             self.relay.linked_again()
         if self.owning:
@@ -95,9 +108,18 @@ class NodeFeed:
             if name in watchers:
                 watchers[name](event)
         if self.owning:
-            self.relay.events(events)
+            if self._published:
+                events = self._not_published(events)
+            if events:
+                self.relay.events(events)
         else:
             self.ring.append(events)
+
+    def _not_published(self, events: list[Event]) -> list[Event]:
+        """Our link is behind that of the owner before: what it has published comes here yet."""
+        if time.time() > self._published_until:
+            self._published.clear()
+        return [event for event in events if event.identity not in self._published]
 
     def hidden(self, identity: str, after: str) -> None:
         """Another worker's link has an event here that ours leaves out: its mark may name it."""
@@ -150,6 +172,10 @@ class NodeFeed:
             relay.node_changed(self._change)
         if mark is not None and mark.at:
             found = bool(mark.identity) and ring.trim(mark.identity)
+            if not found and mark.trail:
+                # Our own link was cut right there, or is behind: what it brought last before that is looked for.
+                found = any(ring.trim(identity) for identity in mark.trail)
+                self._published, self._published_until = {mark.identity, *mark.trail}, time.time() + BEHIND
             # A ring that was trimmed holds all behind its head: a mark that is not in it is older than what the owner
             # told last.
             if not found and (ring.overflowed or not (overlapped or ring.head)):
@@ -158,11 +184,13 @@ class NodeFeed:
                 if self.linked_at:
                     self._tell_missed()
         count = 0
+        self.begun.clear()
         for kept in ring.take():
             if isinstance(kept, LinkGap):
                 relay.gap(kept)
             else:
                 count += len(kept)
+                self.begun.update([event.unique_id for event in kept if event.name in _BEGINNINGS])
                 relay.events(kept)
         return count
 
@@ -174,6 +202,7 @@ class NodeFeed:
     def stop(self) -> None:
         """Publish no more; keep what comes."""
         self.owning = False
+        self._published.clear()
         self.ring.clear()
 
     def forget(self) -> None:

@@ -6,11 +6,12 @@ This room never asks FreeSWITCH, and publishes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import msgspec
 
 from bridge.esl.event import Event
+from bridge.relay.chunks import MADE_UP
 from bridge.relay.lately import Lately
 
 LIMIT = 20_000
@@ -95,6 +96,19 @@ class KnownCalls:
                 self._keep(uuid, call)
                 self.doubtful.add(uuid)
 
+    def settled(self, payload: bytes, begun: Collection[str]) -> list[str]:
+        """Forget the calls that may have ended unseen and are neither in what another worker knew nor ``begun`` since.
+
+        Returns them. Nothing happens where the other's calls cannot be read.
+        """
+        try:
+            found = _decode(payload)
+        except msgspec.MsgspecError:
+            return []
+        over = [uuid for uuid in self.doubtful if uuid not in found and uuid not in begun]
+        self.drop(over)
+        return over
+
     def of_another_run(self, core_uuid: str) -> list[str]:
         """The calls that a restart of FreeSWITCH has ended."""
         return [uuid for uuid, call in self.calls.items() if call.core_uuid and call.core_uuid != core_uuid]
@@ -128,7 +142,7 @@ class KnownCalls:
             "Core-UUID": call.core_uuid,
             **call.headers,
             "Event-Date-Timestamp": stamp,
-            "Event-Sequence": f"end:{uuid}",
+            "Event-Sequence": f"{MADE_UP}{uuid}",
             "Channel-State": "CS_REPORTING",
             "Channel-Call-State": "HANGUP",
             "Unique-ID": uuid,

@@ -14,6 +14,7 @@ from bridge.esl.envelope import Envelope
 from bridge.esl.event import Event
 from bridge.messages.event import TYPE_PREFIX, EventEncoder, EventFields, drop_body
 from bridge.messages.topics import TopicTemplate, event_token
+from bridge.relay.chunks import MADE_UP
 from bridge.relay.filters import EventFilter, HeaderConditions, Projection
 
 # CUSTOM subclasses come from callers too (sendevent): what is remembered of names is bounded.
@@ -160,7 +161,7 @@ class Line:
             truncated=truncated,
             injected=bool(envelope.command) and event.injected,
             # Made up by the bridge (relay/known_calls.py): FreeSWITCH stamps numbers only.
-            synthetic=envelope.sequence.startswith("end:"),
+            synthetic=envelope.sequence.startswith(MADE_UP),
         )
         data = route.data_of(event)
         encoder = route.encoder

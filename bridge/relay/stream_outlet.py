@@ -17,7 +17,7 @@ import structlog
 from bridge.bus.base import Appender, Bus, DurableTopics, Message, StreamSpec
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import Chunk, Loss
+from bridge.relay.chunks import Chunk, Loss, identity_of
 from bridge.relay.outlets import Outlet, Parts, PublishMeter, allowed, part_of
 
 log = structlog.get_logger(__name__)
@@ -132,14 +132,16 @@ class StreamOutlet(Outlet):
             # A full stream says the same five times a second.
             self._told = failure
             log.warning("appending broke off", stream=self.stream.name, reason=failure)
-        self._go_back()
+        # Meanwhile the broker says what became of the rest that was on its way.
         await asyncio.sleep(RETRY_DELAY)
+        self._go_back()
 
     def _go_back(self) -> None:
         """Be done with the pipeline: everything from the first unconfirmed event on is sent again, by another."""
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is None:
             return
+        overtaking = pipeline.overtaking
         pipeline.close()
         confirmed, oversized = pipeline.confirmed - self._settled, pipeline.oversized
         back: dict[EventBuffer, list[Chunk]] = {}
@@ -157,6 +159,9 @@ class StreamOutlet(Outlet):
                         continue
                     buffer.settle_part(chunk, sure, confirmed=True)
                     left: Chunk | None = part_of(chunk, sure)
+                    if overtaking:
+                        self._tell_order(identity_of(chunk.messages[sure]), overtaking)
+                        overtaking = 0
                     if oversized:
                         left, oversized = self._drop_first(buffer, part_of(chunk, sure)), False
                     if left is not None:
@@ -164,6 +169,12 @@ class StreamOutlet(Outlet):
         self._written.clear()
         for buffer, rest in back.items():
             buffer.put_back(rest)
+
+    def _tell_order(self, refused: str, overtaking: int) -> None:
+        """The broker took messages behind one that it refused: subscribers see it in the events' ``sequence`` only."""
+        log.warning(
+            "events are out of order in the stream", stream=self.stream.name, refused=refused, in_front_of_it=overtaking
+        )
 
     def _drop_first(self, buffer: EventBuffer, chunk: Chunk) -> Chunk | None:
         """Drop the first event of a chunk: the stream will never take it. Returns what is left."""

@@ -218,30 +218,34 @@ class Faults:
         return runs, answered, late
 
     def event_written(self, connection: Connection, event: SimulatedEvent, out: list[bytes]) -> None:
-        """An event frame was put last into ``out``: spoil it where a fault is due."""
+        """An event frame was put last into ``out``: spoil it where a fault is due.
+
+        Several may be due at one event: what one of them puts behind the frame, another never takes for the frame.
+        """
         if not self.active:
             return
-        frame = out[-1]
+        place = len(out) - 1
+        frame = out[place]
         for fault in self._due(kind.name for kind in FAULTS.values() if kind.trigger == "event"):
             match fault.kind:
                 case "truncate":
                     keep = len(frame) - int(fault.argument) if fault.argument else len(frame) // 2
-                    out[-1] = frame[: max(0, keep)]
+                    out[place] = frame[: max(0, keep)]
                 case "stall":
                     connection.stall(fault.argument)
                 case "close":
-                    out[-1] = frame[: len(frame) // 2]
+                    out[place:] = [frame[: len(frame) // 2]]
                     connection.close(None)
                 case "reset":
-                    out.pop()
+                    del out[place:]
                     connection.abort(reset=True)
                 case "lost_events":
                     connection.kill()
                 case "torn_notice":
-                    out[-1] = frame[: len(frame) // 2] + render_notice(LOST_EVENTS)
+                    out[place:] = [frame[: len(frame) // 2] + render_notice(LOST_EVENTS)]
                     connection.close(None)
                 case "latin1":
-                    out[-1] = event.spoiled().frame(connection.subscription.format)
+                    out[place] = event.spoiled().frame(connection.subscription.format)
                 case "garbage":
                     out.append(self._random.randbytes(int(fault.argument)))
                 case "unknown_frame":

@@ -7,9 +7,12 @@ import json
 import socket
 import sys
 import urllib.request
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import nats
+import nats.js.errors
 import pytest
 import redis.asyncio
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -98,6 +101,90 @@ async def test_a_broker_that_is_full_for_a_while_costs_a_durable_delivery_nothin
         range(600)
     )
     assert worker.metrics.totals["events_dropped"] == 0
+
+
+ACCOUNT = """
+accounts {
+  A { jetstream { max_file: 2M }, users = [ { user: u, password: p } ] }
+  SYS { users = [ { user: sys, password: p } ] }
+}
+system_account: SYS
+no_auth_user: u
+"""
+
+
+@pytest.mark.parametrize("lease_time", [60.0, 1.0])
+async def test_an_account_that_is_full_for_a_while_costs_a_durable_delivery_nothing(
+    tmp_path: Path, lease_time: float
+) -> None:
+    """What others store fills it, and goes again: events of any size, all there, once, in order.
+
+    An account that is full takes no renewal of a lease either.
+    """
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("nats", config=ACCOUNT))
+        house = House(broker, tmp_path, stack)
+        nc = await nats.connect(broker.url)
+        stack.push_async_callback(nc.close)
+        js = nc.jetstream()
+        await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"])
+        await js.add_stream(name="OTHER", subjects=["other"])
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet={"lease_time": lease_time})
+
+        def fire(start: int, end: int) -> None:
+            for number in range(start, end):
+                filling = "x" * (number % 7 * 500)
+                switch.fire("CUSTOM", {"number": str(number), "filling": filling}, subclass="kept")
+
+        for turn in range(3):
+            fire(turn * 200, turn * 200 + 50)
+            await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+            full = False
+            while not full:
+                try:
+                    await js.publish("other", b"x" * 10_000)
+                except nats.js.errors.APIError:
+                    full = True
+            fire(turn * 200 + 50, turn * 200 + 200)
+            await house.until(lambda turn=turn: worker.metrics.totals["events_received"] >= turn * 200 + 200)
+            await house.until(lambda: sum(one.events + one.in_flight for one in buffers(worker)) > 50)
+            await asyncio.sleep(2 * min(lease_time, 1.0))  # longer than a lease lasts where it is short
+            await js.purge_stream("OTHER")
+            await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        events = await stored(broker, "FS_EVENTS")
+        kept = [int(one["data"]["number"]) for one in events if one["data"].get("Event-Subclass") == "kept"]
+        assert kept == list(range(600))
+        assert worker.metrics.totals["events_dropped"] == 0
+        assert not worker.failed.done()
+
+
+async def test_order_that_a_broker_breaks_is_told_and_nothing_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that has too much to do refuses some of what is on its way, and that cannot be foreseen."""
+    config = f'jetstream {{ store_dir: "{tmp_path}/jetstream", max_buffered_size: 4K }}'
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("nats", config=config))
+        house = House(broker, tmp_path, stack)
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+        for number in range(200):
+            filling = "x" * (number % 3 * 1_000)
+            switch.fire("CUSTOM", {"number": str(number), "filling": filling}, subclass="kept")
+        await house.until(lambda: worker.metrics.totals["events_received"] >= 200)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        events = [one for one in await stored(broker, "FS_EVENTS") if one["data"].get("Event-Subclass") == "kept"]
+        kept = [int(one["data"]["number"]) for one in events]
+        assert sorted(kept) == list(range(200))
+        assert worker.metrics.totals["events_dropped"] == 0
+        places = [place for place in range(1, 200) if kept[place] < kept[place - 1]]
+        assert len(places) == 1  # behind the first refusal they go one by one
+        [told] = [one for one in caplog.records if "events are out of order in the stream" in one.getMessage()]
+        [refused] = [one["id"] for one in events if one["data"]["number"] == str(kept[places[0]])]
+        assert refused in told.getMessage()
+        # A subscriber sees it in the numbers.
+        assert [int(one["sequence"]) for one in events] == [number + 1 for number in kept]
 
 
 @pytest.mark.parametrize("house", ["nats"], indirect=True)

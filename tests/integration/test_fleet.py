@@ -10,6 +10,7 @@ import pytest
 
 from bridge.cli import main
 from bridge.client.fleet import write_order
+from bridge.errors import ConnectionLost
 from bridge.messages.event import EventMessage
 from bridge.messages.fleet import NodeOrder
 from bridge.messages.notice import Notice
@@ -274,6 +275,101 @@ async def test_the_next_owner_ends_the_calls_that_the_one_before_knew(house: Hou
     await house.until(lambda: [event.uuid for event in ended] == [uuids[0]])
     assert ended[0].synthetic
     assert list(other.crew.stewards["fs1"].known.calls) == [uuids[1]]
+
+
+async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    await house.until(lambda: other.crew.stewards["fs1"].ready)
+    client = await house.client()
+    [uuid] = await begin_calls(client, 1)
+    gaps: list[dict[str, Any]] = []
+    await client.notices(lambda notice: gaps.append(notice.data), "gap")
+    stream = await client.subscribe("*")
+    feed = owner.crew.stewards["fs1"].feed
+    await house.until(lambda: uuid in feed.known)
+
+    def read_and_end(events: list[Any]) -> None:
+        publish(events)
+        if events[-1].get("number") == "9" and (end := feed.known.end(uuid, "NORMAL_UNSPECIFIED")) is not None:
+            publish([end])  # before anybody can hear of the mark in front of it
+
+    publish, feed.relay.events = feed.relay.events, read_and_end  # type: ignore[method-assign]
+    for number in range(10):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="before")
+    await house.until(lambda: uuid not in feed.known)
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"])
+    switch.fire("CUSTOM", {}, subclass="last")
+    seen = []
+    async for event in stream:
+        seen.append(event.id)
+        if event.subclass == "last":
+            break
+    assert len(seen) == len(set(seen))
+    assert f"{switch.core_uuid}:end:{uuid}" in seen
+    assert not gaps
+
+
+async def test_a_mark_that_fell_into_a_hole_of_the_next_owner_costs_no_repeats(house: House) -> None:
+    switch = await house.switch(heartbeat_interval=20.0)
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    heir = other.crew.stewards["fs1"]
+    await house.until(lambda: heir.ready)
+    client = await house.client()
+    stream = await client.subscribe("CUSTOM:*")
+    keep, link = heir.feed.ring.append, heir.link
+
+    def keep_and_cut(events: list[Any]) -> None:
+        keep(events)
+        if events[-1].get("number") == "4":
+            assert link._session is not None
+            link._session.end("cut", ConnectionLost("cut by the test"))
+
+    heir.feed.ring.append = keep_and_cut  # type: ignore[method-assign]
+    for number in range(5):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="moved")
+    await house.until(lambda: not link.connected)
+    for number in range(5, 8):
+        switch.fire("CUSTOM", {"number": str(number)}, subclass="moved")
+    await house.until(lambda: heir.ready)
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"])
+    switch.fire("CUSTOM", {"number": "8"}, subclass="moved")
+    numbers = []
+    while "8" not in numbers:
+        numbers.append((await anext(stream))["number"])
+    assert numbers == [str(number) for number in range(9)]
+
+
+async def test_the_next_owner_does_not_end_what_the_one_before_has_ended(house: House) -> None:
+    switch = await house.switch()
+    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
+    if not owner.crew.owned():
+        owner, other = other, owner
+    heir = other.crew.stewards["fs1"]
+    await house.until(lambda: heir.ready)
+    client = await house.client()
+    uuids = await begin_calls(client, 3)
+    await house.until(lambda: len(heir.known) == 3)
+    ended = await ends(client)
+    for uuid in uuids[:2]:  # they end where nobody hears it
+        del switch.calls.channels[uuid]
+    switch.drop_connections()
+    await house.until(lambda: len(ended) == 2)
+    await house.until(lambda: heir.ready and set(heir.known.doubtful) == set(uuids))
+    switch.fire("CUSTOM", {}, subclass="moved::on")
+    await owner.stop()
+    await house.until(lambda: other.crew.owned() == ["fs1"] and heir._continuity.checked)
+    assert list(heir.known.calls) == uuids[2:]
+    await client.hangup(uuids[2], timeout=5)
+    await house.until(lambda: len(ended) >= 3)
+    assert sorted(event.uuid for event in ended) == sorted(uuids)
+    assert [event.synthetic for event in ended] == [True, True, False]
 
 
 async def test_two_links_to_one_node_tell_the_same_order(house: House) -> None:

@@ -12,7 +12,8 @@ from bridge.bus.base import StreamSpec
 from bridge.bus.nats.inbox import ask
 from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
-from bridge.bus.nats.pipeline import NatsAppender, Room, room_of
+from bridge.bus.nats.pipeline import ACK_WINDOW, NatsAppender
+from bridge.bus.nats.room import Room, room_of
 from bridge.errors import BusRefused, BusUnavailable
 
 API = "$JS.API."
@@ -20,6 +21,9 @@ API_TIMEOUT = 2.0
 CREATE_TIMEOUT = 10.0
 SMALLEST_STREAM = 64 << 20
 """JetStream reserves ``max_bytes`` when a stream is made; where the server has less, less is asked for."""
+
+MOST_CAREFUL = 64 * ACK_WINDOW
+"""Most messages that go one by one after a refusal."""
 
 _NOT_FOUND, _NAME_IN_USE, _NO_ROOM = 10059, 10058, (10023, 10047)
 
@@ -47,6 +51,8 @@ class JetStream:
         self._keeper = keeper
         self._prefix = inbox_prefix
         self._rooms: dict[str, Room | None] = {}
+        self._careful: dict[str, int] = {}
+        self._not_told: NatsLink | None = None  # where the account's limits are not for us to know
         self._appenders: WeakSet[NatsAppender] = WeakSet()
 
     async def ensure_stream(self, stream: StreamSpec) -> None:
@@ -55,7 +61,7 @@ class JetStream:
         info = await self._info(link, stream)
         error = info.get("error")
         if error is None:
-            self._rooms[stream.name] = room_of(info)
+            self._rooms[stream.name] = await self._room(link, info)
             return
         if error.get("err_code") != _NOT_FOUND:
             raise BusRefused(f"stream {stream.name}: {error.get('description')}")
@@ -63,6 +69,7 @@ class JetStream:
         while True:
             error = await self._create(link, stream, max_bytes)
             if error is None or error.get("err_code") == _NAME_IN_USE:
+                self._rooms[stream.name] = await self._room(link, await self._info(link, stream))
                 return
             if error.get("err_code") not in _NO_ROOM or max_bytes // 2 < SMALLEST_STREAM:
                 raise BusRefused(f"stream {stream.name} cannot be created: {error.get('description')}")
@@ -91,11 +98,26 @@ class JetStream:
     def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> NatsAppender:
         """See ``DurableTopics``."""
 
-        async def ask_room() -> Room | None:
-            info = await self._info(self._keeper.current(), stream)
-            return room_of(info)
+        name = stream.name
 
-        one = NatsAppender(self._keeper, self._prefix, changed, self._rooms.get(stream.name), ask_room)
+        async def ask_room() -> Room | None:
+            link = self._keeper.current()
+            return await self._room(link, await self._info(link, stream))
+
+        def refused(overtaking: int) -> None:
+            # Where order was lost, and is again when we make haste, we wait longer with that.
+            known = self._careful.get(name, ACK_WINDOW)
+            self._careful[name] = min(2 * known, MOST_CAREFUL) if overtaking else known
+
+        one = NatsAppender(
+            self._keeper,
+            self._prefix,
+            changed,
+            self._rooms.get(name),
+            ask_room,
+            careful=self._careful.get(name, 0),
+            on_refusal=refused,
+        )
         self._appenders.add(one)
         return one
 
@@ -103,6 +125,15 @@ class JetStream:
         """The connection broke: what is written and not acknowledged is in doubt."""
         for one in list(self._appenders):
             one.fail(reason)
+
+    async def _room(self, link: NatsLink, info: dict[str, Any]) -> Room | None:
+        account: dict[str, Any] = {}
+        if self._not_told is not link:
+            answer = await ask(link, API + "INFO", b"", API_TIMEOUT)
+            account = _decode(answer)
+            if answer is None:
+                self._not_told = link
+        return room_of(info, account)
 
     async def _info(self, link: NatsLink, stream: StreamSpec) -> dict[str, Any]:
         answer = await ask(link, f"{API}STREAM.INFO.{stream.name}", b"", API_TIMEOUT)

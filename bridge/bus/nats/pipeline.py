@@ -10,7 +10,6 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -20,50 +19,20 @@ from bridge.bus.nats.inbox import is_no_responders
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
-from bridge.bus.nats.render import check_batch, message_size
+from bridge.bus.nats.render import check_batch
+from bridge.bus.nats.room import Room
 from bridge.errors import PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
 """Seconds without any ack after which the pipeline has broken off."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
-_STORED = 64  # bytes that the server's file adds to a message, at most
-_ASK_AGAIN = 0.5  # s; how often a stream that is nearly full is asked for its room
+_ASK_AGAIN = 0.5  # s; how often a stream with limits is asked for its room, while something is written
 
 _TOO_LARGE = 10054
 
 # A PubAck that says nothing but that it is stored.
 _STORED_ACK = rb'\{"stream":"[^"\\]*", ?"seq": ?\d+(?:, ?"domain": ?"[^"\\]*")?(?:, ?"duplicate": ?true)?\}\r\n'
-
-
-class Room(msgspec.Struct):
-    """What a stream that refuses what is over its limits still takes: half of what is free, as others write too."""
-
-    messages: float
-    size: float
-
-    def take(self, batch: Sequence[Message], start: int, end: int) -> int:
-        """How many of ``batch[start:end]`` surely fit; what they need is taken."""
-        for position in range(start, end):
-            message = batch[position]
-            size = message_size(message) + len(message.topic) + _STORED
-            if self.messages < 1 or self.size < size:
-                return position - start
-            self.messages -= 1
-            self.size -= size
-        return end - start
-
-
-def room_of(info: dict[str, Any]) -> Room | None:
-    """What a stream's STREAM.INFO says of its room; None where old messages make place for new ones."""
-    config, state = info.get("config") or {}, info.get("state") or {}
-    if config.get("discard") != "new":
-        return None
-    messages, size = config.get("max_msgs", -1), config.get("max_bytes", -1)
-    return Room(
-        (messages - state.get("messages", 0)) / 2 if messages > 0 else float("inf"),
-        (size - state.get("bytes", 0)) / 2 if size > 0 else float("inf"),
-    )
 
 
 class AckRuns:
@@ -93,7 +62,11 @@ class AckRuns:
 
 
 class NatsAppender(Pipeline):
-    """See ``Appender``. ``ask_room`` asks the stream for its room (None: it makes place by itself)."""
+    """See ``Appender``. ``ask_room`` asks for the stream's room (None: it makes place by itself).
+
+    The first ``careful`` messages go one by one. ``on_refusal`` is called at the end of a pipeline that a refusal
+    ended, with the number of messages that were overtaking.
+    """
 
     def __init__(
         self,
@@ -102,6 +75,9 @@ class NatsAppender(Pipeline):
         changed: Callable[[], None],
         room: Room | None,
         ask_room: Callable[[], Awaitable[Room | None]],
+        *,
+        careful: int = 0,
+        on_refusal: Callable[[int], None] = lambda overtaking: None,
     ) -> None:
         super().__init__(changed)
         self._keeper = keeper
@@ -111,6 +87,9 @@ class NatsAppender(Pipeline):
         self._room = room
         self._ask_room = ask_room
         self._asked_at = 0.0
+        self._careful = careful
+        self._on_refusal = on_refusal
+        self._refused = False
         self._ahead: set[int] = set()
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
@@ -148,15 +127,20 @@ class NatsAppender(Pipeline):
 
         Of two that are on their way together the first may be refused and the second, a smaller one, taken.
         """
-        if self._room is None:
-            return end
-        count = self._room.take(batch, start, end)
-        if not count and self._loop.time() - self._asked_at >= _ASK_AGAIN:
+        if self.confirmed < self._careful:
+            await self.until(0)
+            end = start + 1
+        if self._room is not None and self._loop.time() - self._asked_at >= _ASK_AGAIN:
+            # Others write too, and others take away: what was true a moment ago is no more.
             await self.until(0)
             self._room = await self._ask_room()
             self._asked_at = self._loop.time()
-            count = self._room.take(batch, start, end) if self._room is not None else end - start
+        if self._room is None:
+            return end
+        count = self._room.take(batch, start, end)
         if not count:
+            # A smaller one that would still fit waits for this one, too.
+            self._room = Room(0, 0)
             await self.until(0)
         return start + max(1, count)
 
@@ -166,7 +150,19 @@ class NatsAppender(Pipeline):
             self._watch.cancel()
         self._keeper.remove(self._listener)
         self._listener.detach()
+        if self._refused:
+            self._on_refusal(self.overtaking)
         super().close()
+
+    @property
+    def overtaking(self) -> int:
+        """See ``Appender``. What the stream will never take is overtaken by nothing."""
+        return 0 if self.oversized else len(self._ahead)
+
+    def _refuse(self, reason: str) -> None:
+        """The server did not take a message: it may have taken others behind it."""
+        self._refused = self._refused or not self.failure
+        self.fail(reason)
 
     # --- acks ------------------------------------------------------------------------------------------
 
@@ -181,7 +177,7 @@ class NatsAppender(Pipeline):
     def _acknowledged(self, number: int, message: Incoming) -> None:
         self._heard = self._loop.time()
         if is_no_responders(message):
-            self.fail("no stream captures this topic")
+            self._refuse("no stream captures this topic")
             return
         try:
             answer = msgspec.json.decode(message.data)
@@ -189,7 +185,7 @@ class NatsAppender(Pipeline):
             answer = {}
         if error := answer.get("error"):
             self.oversized = not self.failure and number == self.confirmed and error.get("err_code") == _TOO_LARGE
-            self.fail(str(error.get("description")))
+            self._refuse(str(error.get("description")))
             return
         self._ahead.add(number)
         confirmed = self.confirmed
@@ -205,6 +201,6 @@ class NatsAppender(Pipeline):
             return
         silent = self._loop.time() - self._heard
         if silent >= ACK_TIMEOUT:
-            self.fail(f"no ack within {ACK_TIMEOUT:g} s")
+            self._refuse(f"no ack within {ACK_TIMEOUT:g} s")
             return
         self._watch = self._loop.call_later(ACK_TIMEOUT - silent, self._look)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import nats
@@ -13,7 +14,7 @@ from nats.js import JetStreamContext
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
-from bridge.bus.nats import keeper, pipeline
+from bridge.bus.nats import jetstream, keeper, pipeline
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge, PublishFailed
 from tests.appending import append_all
 
@@ -68,11 +69,8 @@ async def test_workers_may_make_it_at_the_same_time(server: EmbeddedBroker, open
     await asyncio.gather(*(bus.ensure_stream(SPEC) for bus in buses))
 
 
-async def test_less_is_asked_for_where_the_server_has_less(start_nats: Any, open_nats: Any, eventually: Any) -> None:
-    small = await start_nats()
-    await small.stop()
-    small._config = "jetstream { max_file_store: 200MB }"
-    await small.start()
+async def test_less_is_asked_for_where_the_server_has_less(start_nats: Any, open_nats: Any, tmp_path: Path) -> None:
+    small = await start_nats(f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 200MB }}')
     bus = await open_nats(small.url)
     await bus.ensure_stream(StreamSpec("BIG", "big", ("big.>",)))
     await append_all(bus, SPEC, events(1, topic="big.a"))
@@ -221,6 +219,173 @@ async def test_a_stream_that_gets_full_takes_nothing_behind_what_it_refused(
     await bus.ensure_stream(SPEC)
     await append_all(bus, SPEC, batch[line.confirmed :])
     assert await stored(js) == list(range(300))
+
+
+ACCOUNT = """
+accounts {
+  A { jetstream { max_file: %s, max_mem: %s }, users = [ { user: u, password: p } ] }
+  SYS { users = [ { user: sys, password: p } ] }
+}
+system_account: SYS
+"""
+
+
+def of_any_size(count: int, start: int = 0) -> list[Message]:
+    """Two large messages, a small one, and so on: what still fits where another does not."""
+    return [
+        Message("fs.events.A", b"%d%b" % (number, b" " * (3_000 if number % 3 else 10)), f"core:{number}")
+        for number in range(start, start + count)
+    ]
+
+
+async def go_on(bus: Any, batch: list[Message], kept: int = 0) -> int:
+    """Append what is not confirmed, once, as the relay does; how many of the batch are confirmed then."""
+    await bus.ensure_stream(SPEC)
+    try:
+        await append_all(bus, SPEC, batch[kept:])
+    except PublishFailed as failure:
+        return kept + failure.confirmed
+    return len(batch)
+
+
+@pytest.mark.parametrize("storage", ["file", "memory"])
+async def test_a_full_account_takes_nothing_behind_a_refusal(start_nats: Any, open_nats: Any, storage: str) -> None:
+    """The account's own limit, whatever the stream's: room comes and goes with what others store."""
+    server = await start_nats(ACCOUNT % ("300K", "300K"))
+    url = server.url.replace("nats://", "nats://u:p@")
+    client = await nats.connect(url)
+    js = client.jetstream()
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], storage=storage)
+    await js.add_stream(name="OTHER", subjects=["other"], storage=storage)
+    for _ in range(40):
+        await js.publish("other", b"x" * 3_000)
+    bus = await open_nats(url)
+    batch = of_any_size(300)
+    kept = await go_on(bus, batch)
+    assert 50 < kept < 300
+    for _ in range(3):
+        assert await go_on(bus, batch, kept) == kept
+    assert await stored(js) == list(range(kept))
+    await js.purge_stream("OTHER", keep=20)
+    some = await go_on(bus, batch, kept)
+    assert kept < some < 300
+    assert await stored(js) == list(range(some))
+    await js.delete_stream("OTHER")
+    assert await go_on(bus, batch[:140], some) == 140
+    assert await stored(js) == list(range(140))
+    await client.close()
+
+
+async def test_what_others_store_meanwhile_is_seen(
+    start_nats: Any, open_nats: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_ASK_AGAIN", 0.05)
+    server = await start_nats(ACCOUNT % ("300K", "300K"))
+    url = server.url.replace("nats://", "nats://u:p@")
+    client = await nats.connect(url)
+    js = client.jetstream()
+    await js.add_stream(name="OTHER", subjects=["other"])
+    bus = await open_nats(url)
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"])
+    await bus.ensure_stream(SPEC)
+    batch = of_any_size(100)
+    line = bus.appender(SPEC, lambda: None)
+    await line.append(batch[:10])
+    await line.until(0)
+    for _ in range(90):
+        await js.publish("other", b"x" * 3_000)
+    await asyncio.sleep(0.05)  # the time after which it asks again
+    with contextlib.suppress(BusUnavailable):
+        await line.append(batch[10:])
+    await eventually(lambda: "limits" in line.failure)
+    assert (line.overtaking, await stored(js)) == (0, list(range(line.confirmed)))
+    await client.close()
+
+
+async def test_in_a_full_topic_nothing_waits_for_the_next(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext
+) -> None:
+    """``discard_new_per_subject``: one topic is full, and the others are not."""
+    await js.add_stream(
+        name="FS_EVENTS", subjects=["fs.events.>"], max_msgs_per_subject=5, discard="new", discard_new_per_subject=True
+    )
+    bus = await open_nats(server.url)
+    topics = [f"fs.events.{f'B{number}' if number % 2 else 'A0'}" for number in range(40)]
+    batch = [Message(topic, b"%d" % number, f"core:{number}") for number, topic in enumerate(topics)]
+    kept = await go_on(bus, batch)
+    assert kept == 10  # the sixth of fs.events.A0
+    assert await go_on(bus, batch, kept) == kept
+    assert await stored(js) == list(range(10))
+    await js.purge_stream("FS_EVENTS", subject="fs.events.A0")
+    assert await go_on(bus, batch, kept) == 20
+    kept_now = [int(message.data or b"") for message in [await js.get_msg("FS_EVENTS", n) for n in range(11, 21)]]
+    assert kept_now == list(range(10, 20))
+
+
+async def test_order_is_lost_once_where_a_refusal_could_not_be_foreseen_and_that_is_known(
+    start_nats: Any, open_nats: Any, eventually: Any, tmp_path: Path
+) -> None:
+    """A server that has too much to do refuses some of a window; from then on they go one by one."""
+    server = await start_nats(f'jetstream {{ store_dir: "{tmp_path}", max_buffered_size: 4K }}')
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    batch = of_any_size(400)
+    line = bus.appender(SPEC, lambda: None)
+    with contextlib.suppress(BusUnavailable):
+        await line.append(batch)
+        await line.until(0)
+    assert line.failure == "too many requests"
+    client = await nats.connect(server.url)
+    js = client.jetstream()
+    while True:  # what is on its way has its answer when the stream grows no more
+        before = (await js.stream_info("FS_EVENTS")).state.messages
+        await asyncio.sleep(0.1)
+        if (await js.stream_info("FS_EVENTS")).state.messages == before:
+            break
+    first = await stored(js)
+    await eventually(lambda: line.confirmed + line.overtaking == len(first))
+    assert line.overtaking
+    known = line.confirmed
+    line.close()
+    while known < 400:
+        known = await go_on(bus, batch, known)
+    later = (await stored(js))[len(first) :]
+    assert later == [number for number in range(400) if number not in first]
+    await client.close()
+
+
+async def test_who_loses_order_again_is_careful_for_longer(
+    server: EmbeddedBroker, open_nats: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "MOST_CAREFUL", 5_000)
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    careful = []
+    for ahead in ((), (), (8, 9), (9,), (9,)):  # of what a refusal left unconfirmed, those that were taken
+        line = bus.appender(SPEC, lambda: None)
+        careful.append(line._careful)
+        line._refuse("no room")
+        line._ahead.update(ahead)
+        line.close()
+    window = pipeline.ACK_WINDOW
+    assert careful == [0, window, window, 2 * window, 4 * window]
+    assert bus.appender(SPEC, lambda: None)._careful == 5_000
+    other = bus.appender(SPEC, lambda: None)
+    other.fail("the connection broke")
+    other.close()
+    assert bus.appender(SPEC, lambda: None)._careful == 5_000
+
+
+async def test_an_account_that_we_may_not_ask_about_is_taken_for_one_without_limits(
+    start_nats: Any, open_nats: Any
+) -> None:
+    rights = '{ user: u, password: p, permissions: { publish: { deny: "$JS.API.INFO" } } }'
+    server = await start_nats(f"authorization {{ users = [ {rights} ] }}")
+    bus = await open_nats(server.url.replace("nats://", "nats://u:p@"))
+    for kept in (0, 50):
+        assert await go_on(bus, events(100), kept) == 100
+    denied = [text for text in bus._keeper.link.violations if "$js.api.info" in text.lower()]
+    assert len(denied) == 1  # asked once
 
 
 async def test_acks_of_many_kinds_are_counted(server: EmbeddedBroker, open_nats: Any, js: JetStreamContext) -> None:

@@ -333,6 +333,22 @@ async def test_an_owner_that_had_written_no_mark_yet_goes_on_after_an_outage(yar
     assert [what for _, what, node in yard.story if node == "fs9"] == ["take", "resume"]
 
 
+async def test_an_owner_whose_lease_runs_out_again_and_again_does_not_take_itself_for_another() -> None:
+    bus = MemoryBus(f"memory://{secrets.token_hex(4)}")
+    bus.start()
+    await bus.storage.open(LEASE)
+    story: list[tuple[str, str, str]] = []
+    hands = Hands("fs1", "a", story)
+    one = Ownership("fs1", "", hands, bus.storage, "a.1", LEASE)
+    assert await one.acquire()
+    await one.renew()  # its mark is written down
+    for _ in range(3):
+        await bus.storage.release("node.fs1", one.lease.token)  # it ran out; so the renewal's own mark is not kept
+        one._mark_at = 0.0
+        await one.renew()
+    assert [what for _, what, _ in story] == ["take", "resume", "resume", "resume"]
+
+
 async def test_who_slept_too_long_loses_its_nodes(yard: Yard) -> None:
     await yard.join("a", 1, pin="a")
     await yard.until(lambda: yard.divided(1))

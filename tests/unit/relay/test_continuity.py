@@ -109,6 +109,19 @@ def test_what_another_worker_knew_is_taken_over_except_what_ended_since() -> Non
     assert after.doubtful == {"b"}
 
 
+def test_what_the_owner_before_did_not_know_any_more_has_its_end() -> None:
+    before, after = KnownCalls(), KnownCalls()
+    hear(after, *[event("CHANNEL_CREATE", uuid) for uuid in ("ended", "lives", "began-since")])
+    after.doubt()
+    hear(after, event("CHANNEL_CREATE", "on-this-link"))
+    hear(before, event("CHANNEL_CREATE", "lives"))
+    assert after.settled(b"", ()) == []  # nothing is known of what it knew
+    assert after.settled(before.encode(), {"began-since"}) == ["ended"]
+    assert set(after.calls) == {"lives", "began-since", "on-this-link"}
+    assert after.doubtful == {"lives", "began-since"}
+    assert after.end("ended", "NORMAL_UNSPECIFIED") is None
+
+
 def test_only_calls_of_before_the_link_are_doubted() -> None:
     known = KnownCalls()
     hear(known, event("CHANNEL_CREATE", "old"))

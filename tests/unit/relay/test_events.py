@@ -177,6 +177,40 @@ def test_msgpack_is_the_same_map() -> None:
     assert decoded([message])[0]["variable_x"] == ["a", "b"]
 
 
+def test_the_trail_of_a_mark_is_the_last_read_and_the_ends_of_those_before() -> None:
+    relay = House().relay
+    for read in ((1, 2), (3, 4, 5), ("end:a",), (6, 7, 8)):
+        events = [stamp("A", 0, **{"Event-Sequence": str(one)}) for one in read]
+        relay.events([Event(json.dumps(one).encode(), "json") for one in events])
+    assert relay.mark != f"{CORE}:8"  # on its way
+    assert [one.removeprefix(f"{CORE}:") for one in relay.trail] == ["7", "6", "5", "2"]
+
+
+def test_an_event_that_was_made_up_is_no_mark() -> None:
+    """No link of a standby brings it: whoever takes the node could not find it, and would say all again."""
+    house = House()
+    relay, buffer = house.relay, house.relay.buffer
+
+    def read(*sequences: int | str) -> None:
+        events = [stamp("A", 0, **{"Event-Sequence": str(one)}) for one in sequences]
+        relay.events([Event(json.dumps(one).encode(), "json") for one in events])
+
+    read(7)
+    read("end:a-call", "end:another")
+    first, made_up = buffer.take(1 << 30)
+    buffer.settle(first, confirmed=True)
+    assert relay.mark == f"{CORE}:7"  # the ends are on their way
+    buffer.settle_part(made_up, 1, confirmed=True)
+    assert relay.mark == f"{CORE}:7"
+    buffer.settle_part(made_up, 1, confirmed=True)
+    assert relay.mark == f"{CORE}:7"  # all is there
+    read(8)
+    assert relay.mark == f"{CORE}:7"
+    [last] = buffer.take(1 << 30)
+    buffer.settle(last, confirmed=True)
+    assert relay.mark == f"{CORE}:8"
+
+
 def test_bad_utf8_is_repaired_and_counted_and_costs_no_event() -> None:
     house = House()
     raw = json.dumps(stamp("A", 1, caller="Zo?")).encode().replace(b"Zo?", b"Zo\xe9")

@@ -9,6 +9,7 @@ import pytest
 
 from bridge.esl.event import Event
 from bridge.messages.fleet import Mark
+from bridge.relay import feed as feed_room
 from bridge.relay.chunks import Loss
 from bridge.relay.feed import NodeFeed, together
 from bridge.relay.known_calls import KnownCalls
@@ -92,6 +93,54 @@ def test_a_take_over_publishes_what_is_behind_the_mark_and_then_the_rest(feed: N
     assert relay.published == ["2", "4"]
     assert relay.epochs == [9]
     assert not relay.losses
+
+
+def test_a_mark_in_a_hole_of_ours_is_found_by_what_came_before_it(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2), event(3)])
+    feed.gap(LinkGap("fs1", 1.0, 2.0, "c:3", "c:7"))
+    feed.events([event(7)])
+    last = Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:2", "c:1"))
+    assert feed.take(9, last, overlapped=True) == 2
+    assert relay.published == ["3", "7"]
+    assert len(relay.gaps) == 1
+    assert not relay.losses
+
+
+def test_what_the_one_before_has_published_may_come_late_on_our_link(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1), event(2)])
+    last = Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:3", "c:2"))
+    assert feed.take(9, last, overlapped=True) == 0
+    feed.events([event(3), event(4)])
+    feed.events([event(5), event(6)])
+    assert relay.published == ["6"]
+    feed.link_up("c", 200.0)  # nothing of before comes on a new link
+    feed.events([event(4), event(7)])
+    assert relay.published == ["6", "4", "7"]
+
+
+def test_what_is_not_late_any_more_is_compared_with_nothing(
+    feed: NodeFeed, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.events([event(2)])
+    feed.take(9, Mark(7, "c:5", 99.0, 0, "other", True, ("c:4", "c:3", "c:2")), overlapped=True)
+    monkeypatch.setattr(feed_room.time, "time", lambda: feed._published_until + 1)
+    feed.events([event(3)])
+    assert relay.published == ["3"]
+    assert not feed._published
+
+
+def test_a_take_over_knows_which_calls_began_behind_the_mark(feed: NodeFeed) -> None:
+    def of(number: int, name: str, uuid: str) -> Event:
+        fields = {"Event-Name": name, "Core-UUID": "c", "Event-Sequence": str(number), "Unique-ID": uuid}
+        return Event.parse(json.dumps(fields).encode())
+
+    feed.events([of(1, "CHANNEL_CREATE", "before"), of(2, "CHANNEL_ANSWER", "before")])
+    feed.events([of(3, "CHANNEL_CREATE", "since"), of(4, "CHANNEL_ANSWER", "older"), of(5, "CHANNEL_UUID", "renamed")])
+    feed.take(9, mark(1), overlapped=True)
+    assert feed.begun == {"since", "renamed"}
+    feed.stop()
+    feed.take(11, None, overlapped=True)
+    assert not feed.begun
 
 
 def test_the_first_owner_ever_publishes_all_and_misses_nothing(feed: NodeFeed, relay: Relay) -> None:

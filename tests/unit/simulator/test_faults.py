@@ -152,6 +152,25 @@ async def test_garbage_unknown_frames_and_stray_replies(switch: SimulatedSwitch,
     assert (await client.frame()).json()["N"] == "3"
 
 
+@pytest.mark.parametrize("behind", ["unknown_frame", "stray_reply", "garbage:20"])
+async def test_faults_that_meet_at_one_event_send_it_once(switch: SimulatedSwitch, connect: Any, behind: str) -> None:
+    for fault in (f"{behind}@2", "latin1@2", "close@3"):
+        switch.faults.add(fault)
+    client = await listen(switch, connect, 3)
+    sent = await client.rest()
+    assert [sent.count(b'"N":"%d"' % number) for number in range(2)] == [1, 1]
+    assert sent.count(b"\xe9") == 1
+
+
+async def test_an_end_in_the_middle_of_a_frame_is_an_end(switch: SimulatedSwitch, connect: Any) -> None:
+    switch.faults.add("unknown_frame@1")
+    switch.faults.add("close@1")
+    client = await listen(switch, connect, 1)
+    sent = await client.rest()
+    assert b"of-the-future" not in sent
+    assert b'"N":"0"' not in sent  # the last header: half a frame, and no whole one before it
+
+
 async def test_shutdown_and_restart(switch: SimulatedSwitch, connect: Any) -> None:
     switch.faults.add("shutdown")
     other = await connect(switch)
