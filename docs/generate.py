@@ -36,8 +36,7 @@ from bridge.messages.command import STATUSES, CommandReply, CommandRequest, Timi
 from bridge.messages.envelope import EventEnvelope
 from bridge.messages.event import EventMessage
 from bridge.messages.notice import NOTICES, Notice
-from bridge.ops.metrics import COMMAND_BUCKETS, Metrics
-from bridge.ops.tally import CommandTally
+from bridge.ops.metrics import Metrics
 from bridge.relay import verbs
 from bridge.relay.policy import DEFAULT_DENY, patterns
 from bridge.simulator import FAULTS
@@ -244,28 +243,12 @@ def addresses() -> Iterator[str]:
 @block("metrics")
 def metrics() -> Iterator[str]:
     """Every metric of ours."""
-    registry = Metrics(process=False).registry
-    suffix = {"counter": "_total", "info": "_info"}
     rows = {}
-    for family in set(registry._names_to_collectors.values()):
-        if isinstance(family, CommandTally):
-            for one in family.collect():
-                text, labels = one.documentation, ("op", "status") if one.type == "counter" else ()
-                if one.type == "histogram":
-                    text += f". Buckets: {', '.join(f'{bound:g}' for bound in COMMAND_BUCKETS)}"
-                rows[one.name] = (
-                    code(one.name + suffix.get(one.type, "")),
-                    one.type,
-                    ", ".join(map(code, labels)),
-                    text,
-                )
-            continue
-        kind = family._type
-        labels = ("version",) if kind == "info" else family._labelnames
-        text = family._documentation
-        if kind == "histogram":
-            text += f". Buckets: {', '.join(f'{bound:g}' for bound in family._upper_bounds[:-1])}"
-        rows[family._name] = (code(family._name + suffix.get(kind, "")), kind, ", ".join(map(code, labels)), text)
+    for family in Metrics(process=False).families:
+        text = family.text
+        if family.buckets:
+            text += f". Buckets: {', '.join(f'{bound:g}' for bound in family.buckets)}"
+        rows[family.name] = (code(family.name), family.kind, ", ".join(map(code, family.labels)), text)
     return table(("metric", "type", "labels", "meaning"), (rows[name] for name in sorted(rows)))
 
 

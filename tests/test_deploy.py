@@ -48,16 +48,10 @@ def read_yaml(path: Path) -> Any:
 
 def series() -> dict[str, set[str]]:
     """Every series that a worker has, with its labels."""
-    registry = Metrics(process=False).registry
     found: dict[str, set[str]] = dict(FOREIGN)
-    for family in set(registry._names_to_collectors.values()):
-        name, kind, labels = family._name, family._type, set(family._labelnames)  # type: ignore[attr-defined]
-        if kind == "histogram":
-            found |= {name + suffix: labels for suffix in ("_bucket", "_sum", "_count")}
-        elif kind == "info":
-            found[name + "_info"] = {"version"}
-        else:
-            found[name + {"counter": "_total"}.get(kind, "")] = labels
+    for family in Metrics(process=False).families:
+        suffixes = ("_bucket", "_sum", "_count") if family.kind == "histogram" else ("",)
+        found |= {family.name + suffix: set(family.labels) for suffix in suffixes}
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -30,6 +30,17 @@ COMMAND_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class Family(NamedTuple):
+    """What one metric is: ``name`` as it is asked for, ``kind`` (counter, gauge, histogram, info), ``labels``, text."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    text: str
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram, without infinity."""
+
+
 class Metrics:
     """All metrics of one worker, in a registry of its own.
 
@@ -40,6 +51,8 @@ class Metrics:
     def __init__(self, *, process: bool = True) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry(auto_describe=True)
+        self.families: list[Family] = []
+        """All that there is of ours."""
         if process:
             ProcessCollector(registry=self.registry)
             GCCollector(registry=self.registry)
@@ -55,8 +68,8 @@ class Metrics:
         )
         self._heartbeat_lag = self._gauge("heartbeat_lag_seconds", "HEARTBEAT's timestamp to its arrival", "node")
         self._commands = CommandTally(
-            (PREFIX + "commands", "Command requests by their outcome"),
-            (PREFIX + "command_seconds", "Request taken to final reply"),
+            self._note("commands_total", "counter", "Command requests by their outcome", ("op", "status")),
+            self._note("command_seconds", "histogram", "Request taken to final reply", (), COMMAND_BUCKETS),
             COMMAND_BUCKETS,
         )
         self.registry.register(self._commands)
@@ -76,7 +89,8 @@ class Metrics:
         self._reloads = self._counter("reloads", "Configurations that were to be taken over", "outcome")
         self._reload_good = self._gauge("config_good", "0 when the last reload was refused: what runs is not the file")
         self._reload_good.set(1)
-        Info(PREFIX + "build", "What runs here", registry=self.registry).info({"version": bridge.__version__})
+        build, text = self._note("build_info", "info", "What runs here", ("version",))
+        Info(build.removesuffix("_info"), text, registry=self.registry).info({"version": bridge.__version__})
 
         self._by_node: dict[tuple[int, str], Counter] = {}
         self._read_lag: dict[str, float] = {}
@@ -90,13 +104,21 @@ class Metrics:
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, labels, registry=self.registry)
+        return Counter(*self._note(f"{name}_total", "counter", text, labels), labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(PREFIX + name, text, labels, registry=self.registry)
+        return Gauge(*self._note(name, "gauge", text, labels), labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(PREFIX + name, text, buckets=buckets, registry=self.registry)
+        full, text = self._note(name, "histogram", text, (), buckets)
+        return Histogram(full, text, buckets=buckets, registry=self.registry)
+
+    def _note(
+        self, name: str, kind: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...] = ()
+    ) -> tuple[str, str]:
+        """Put a metric into the list of all; returns its name and text."""
+        self.families.append(Family(PREFIX + name, kind, labels, text, buckets))
+        return PREFIX + name, text
 
     def _child(self, counter: Counter, node: str) -> Counter:
         key = (id(counter), node)

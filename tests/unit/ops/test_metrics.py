@@ -129,3 +129,11 @@ def test_nothing_is_counted_that_nobody_tells() -> None:
     methods = [name for name in vars(Metrics) if not name.startswith("_") and name != "names"]
     assert len(methods) > 20
     assert [name for name in methods if not re.search(rf"(meter|metrics)\.{name}\b", told)] == []
+
+
+def test_all_families_are_those_of_the_registry(metrics):
+    """The reference and the alerts are checked against this list."""
+    metrics.command_done("api", "ok", 0.002)
+    told = {family.name.removesuffix("_total").removesuffix("_info"): family.kind for family in metrics.families}
+    ours = {one.name: one.type for one in metrics.registry.collect() if one.name.startswith("esl_bridge_")}
+    assert told == ours
