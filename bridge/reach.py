@@ -44,7 +44,10 @@ class Reach:
         Then requests are left to that worker, and nodes are knocked at until one answers. Where nobody serves any node
         it is True: somebody must say ``unavailable``.
         """
-        served = [] if self.near else [node for node in self._nodes if self._served_elsewhere(node.name)]
+        near = self.near
+        if near and self._able:
+            return True  # asked before every read of a queue
+        served = [] if near else [node for node in self._nodes if self._served_elsewhere(node.name)]
         for node in random.sample(served, min(KNOCK_AT, len(served))):
             node.pool.knock()
         able, before = not served, self._able
