@@ -18,6 +18,11 @@ from bridge.switch.node import NodeLoad, NodeState
 
 # Nodes with nearly the best score share the work, else one of them would get all of it until its next HEARTBEAT.
 _AS_GOOD_AS = 0.95
+# Where there are more nodes than this, which are as good is looked up every so many seconds, and each command goes to
+# the one of a few of them that has least in hand: a look at a thousand nodes costs more than the command.
+_MANY = 32
+_LOOK_EVERY = 0.02
+_FEW = 8
 # Verbs that put a new call on the node.
 _STARTS_CALLS = frozenset({"originate"})
 
@@ -132,12 +137,19 @@ class Router:
         self.limit = max_in_flight_node
         self._recent: dict[str, _Recent] = {}
         self._turn = 0
+        self._good: list[str] = []
+        self._good_until = 0.0
 
     def choose(self, to: str, verb: str, tried: Collection[str] = ()) -> str | Refusal:
         """The node for ``any``, ``tag:<tag>`` or a node's name, without those that were ``tried`` in vain."""
         nodes = self._nodes
         if to == "any":
-            return self._choose_among(nodes.names(), verb, tried, "there is no node")
+            names = nodes.names()
+            if len(names) > _MANY and not tried and verb not in _STARTS_CALLS:
+                chosen = self._choose_of_many(names)
+                if chosen:
+                    return chosen
+            return self._choose_among(names, verb, tried, "there is no node")
         if to.startswith("tag:"):
             tag = to[4:]
             tagged = [name for name in nodes.names() if tag in nodes.tags(name)]
@@ -179,7 +191,8 @@ class Router:
         """How many commands are in hand for the node."""
         return self._of(node).in_hand
 
-    def _choose_among(self, names: Iterable[str], verb: str, tried: Collection[str], whom: str) -> str | Refusal:
+    def _alive(self, names: Iterable[str], tried: Collection[str]) -> list[str]:
+        """Those of the best state that there is."""
         state = self._nodes.state
         alive: list[str] = []
         best = _WORSE_THAN_ANY
@@ -190,6 +203,10 @@ class Router:
             if rank < best:
                 best, alive = rank, []
             alive.append(name)
+        return alive
+
+    def _choose_among(self, names: Iterable[str], verb: str, tried: Collection[str], whom: str) -> str | Refusal:
+        alive = self._alive(names, tried)
         if not alive:
             return Refusal(Status.UNAVAILABLE, f"{whom} that is up")
         able = [name for name in alive if self._of(name).in_hand < self.limit]
@@ -201,12 +218,31 @@ class Router:
                 return Refusal(Status.BUSY, "every node is at its Session-Per-Sec")
         return able[0] if len(able) == 1 else self._least_loaded(able)
 
-    def _least_loaded(self, names: list[str]) -> str:
+    def _choose_of_many(self, names: Iterable[str]) -> str:
+        """One of the good ones; "" where those looked at cannot take it any more."""
+        now = self._clock()
+        if now >= self._good_until:
+            self._good_until = now + _LOOK_EVERY
+            alive = self._alive(names, ())
+            self._good = self._as_good(alive) if alive else []
+        good, state = self._good, self._nodes.state
+        start = self._turn * _FEW % len(good) if good else 0
+        self._turn += 1
+        few = good[start : start + _FEW]
+        able = [name for name in few if state(name) in _RANKS and self._of(name).in_hand < self.limit]
+        return min(able, key=self.in_hand) if able else ""
+
+    def _as_good(self, names: list[str]) -> list[str]:
+        """Those of them whose load is nearly the lowest; all where none is known."""
         now = self._clock()
         scores = [(score, name) for name in names if (score := self._score(name, now)) is not None]
-        if scores:
-            enough = max(scores)[0] * _AS_GOOD_AS
-            names = [name for score, name in scores if score >= enough]
+        if not scores:
+            return names
+        enough = max(scores)[0] * _AS_GOOD_AS
+        return [name for score, name in scores if score >= enough]
+
+    def _least_loaded(self, names: list[str]) -> str:
+        names = self._as_good(names)
         self._turn += 1
         turn = self._turn % len(names)
         return min(names[turn:] + names[:turn], key=self.in_hand)

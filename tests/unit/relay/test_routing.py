@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -147,3 +148,52 @@ def test_nodes_without_an_idle_cpu_of_their_own_still_serve() -> None:
     setup.heartbeat("a", idle=0.0)
     setup.heartbeat("b", idle=0.0)
     assert sorted(setup.pick(times=2)) == ["a", "b"]
+
+
+def fleet(count: int = 300) -> Setup:
+    setup = Setup(**{f"n{number}": "UP" for number in range(count)})
+    for number in range(count):
+        setup.heartbeat(f"n{number}", sessions=0 if number % 3 else 50)
+    return setup
+
+
+def test_of_many_nodes_the_good_ones_share_the_work() -> None:
+    setup = fleet()
+    picked = Counter(setup.pick(times=2_000))
+    assert all(int(name[1:]) % 3 for name in picked), "none of those that have calls"
+    assert len(picked) == 200
+    assert max(picked.values()) <= 2 * min(picked.values())
+
+
+def test_many_nodes_are_not_all_looked_at_for_each_command() -> None:
+    setup = fleet()
+    asked: Counter[str] = Counter()
+    state = setup.state
+    setup.state = lambda name: asked.update([name]) or state(name)  # type: ignore[assignment, func-returns-value]
+    setup.pick(times=100)
+    assert asked.total() < 300 + 100 * 10
+    setup.now += 1
+    setup.pick()
+    assert asked.total() > 600, "now and then they are"
+
+
+def test_one_of_many_that_goes_down_or_fills_up_gets_nothing_more() -> None:
+    setup = fleet()
+    setup.pick()
+    good = [name for name in setup.states if int(name[1:]) % 3]
+    for name in good[1:]:
+        setup.states[name] = "DOWN"
+    assert set(setup.pick(times=400)) <= {good[0], *(f"n{number}" for number in range(0, 300, 3))}
+    setup.router.limit = setup.router.in_hand(good[0])
+    setup.now += 1
+    assert good[0] not in setup.pick(times=50)
+
+
+def test_calls_begin_on_the_very_best_of_many() -> None:
+    setup = fleet()
+    setup.heartbeat("n7", sessions=0, most=10_000)
+    for name in setup.states:
+        if name != "n7":
+            setup.heartbeat(name, sessions=60)
+    setup.pick()
+    assert setup.pick("originate", times=5) == ["n7"] * 5
