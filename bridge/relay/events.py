@@ -153,7 +153,7 @@ class NodeRelay:
     @property
     def trail(self) -> tuple[str, ...]:
         """What came before the last event, the latest first: those of its read, and the last of the reads before."""
-        read = [event.identity for event in reversed(self._last_read[-TRAIL_EVENTS:-1])]
+        read = [event.identity for event in reversed(self._last_read[:-1])]
         return (*read, *filter(None, reversed(self._read_ends)))
 
     def link_up(self, core_uuid: str, started_at: float) -> None:
@@ -199,7 +199,7 @@ class NodeRelay:
         identity = last.identity
         if not is_made_up(identity):
             self._read_ends.append(self._last)
-            self._last, self._last_read = identity, events
+            self._last, self._last_read = identity, events[-TRAIL_EVENTS:]
         meter = self._meter
         meter.events_received(self.node, len(events))
         stamped = last.timestamp_us
