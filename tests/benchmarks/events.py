@@ -49,14 +49,19 @@ PEERS = {
     "genesis + nats-py": ("genesis_nats.py", "core", "nats"),
     "genesis + nats-py, JetStream awaited": ("genesis_nats.py", "jetstream", "nats"),
     "genesis + nats-py, msgpack": ("genesis_nats.py", "msgpack", "nats"),
-    "greenswitch + nats-py": ("greenswitch_nats.py", "", "nats"),
+    "greenswitch + nats-py": ("greenswitch_simple.py", "", "nats"),
+    "greenswitch + nats-py, gathered": ("greenswitch_nats.py", "", "nats"),
     "greenswitch + redis-py pipelined": ("greenswitch_redis.py", "", "redis"),
     "esl-lite + nats.js": ("esl_lite_nats.cjs", "", "nats"),
 }
-# What is compared with what, and the goal.
+# Publishers that read nothing: what they are told to do.
+RAW = {"raw publisher, the driver's publish": "publish", "raw publisher, ready-made batches": "batches"}
+RAW_GOAL = 0.5  # of their rate
+# What is compared with what in CPU, and the goal.
 RATIOS = [
     ("bridge JSON, NATS core", "genesis + nats-py", 20),
     ("bridge JSON, NATS core", "greenswitch + nats-py", 12),
+    ("bridge JSON, NATS core", "greenswitch + nats-py, gathered", 0),
     ("bridge JSON, NATS core", "esl-lite + nats.js", 5),
     ("bridge JSON, JetStream", "genesis + nats-py, JetStream awaited", 25),
     ("bridge JSON, Redis pub/sub", "greenswitch + redis-py pipelined", 8),
@@ -211,9 +216,9 @@ def framing_run(count: int) -> dict[str, float]:
         return {"cpu_us": (process.cpu - cpu) / count * 1e6, "rate": count / took, "peak": process.peak}
 
 
-def raw_run(count: int) -> dict[str, float]:
+def raw_run(count: int, how: str) -> dict[str, float]:
     broker = Broker("nats")
-    command = [python(), str(HERE / "peers" / "raw_publisher.py"), str(broker.port), str(CAPTURES), str(count)]
+    command = [python(), str(HERE / "peers" / "raw_publisher.py"), str(broker.port), str(CAPTURES), str(count), how]
     try:
         with Contestant(*command, echo=True) as process:
             process.line("ready")
@@ -342,7 +347,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
     peers, absent = available(options)
-    names = [name for name in (*BRIDGE, *peers, "framing only", "raw batch publisher") if options.only in name]
+    names = [name for name in (*BRIDGE, *peers, "framing only", *RAW) if options.only in name]
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
@@ -354,7 +359,7 @@ def main() -> int:
                 elif name == "framing only":
                     row = framing_run(options.count)
                 else:
-                    row = raw_run(options.count)
+                    row = raw_run(options.count, RAW[name])
             except RuntimeError as error:
                 print(f"failed: {error}", file=sys.stderr)
                 continue
@@ -378,6 +383,11 @@ def main() -> int:
         "versions": versions,
         "results": summary,
         "ratios": ratios,
+        "shares": {
+            name: summary["bridge JSON, NATS core"]["rate"] / summary[name]["rate"]
+            for name in RAW
+            if name in summary and "bridge JSON, NATS core" in summary
+        },
         "absent": absent,
         **extra,
     }
@@ -404,7 +414,10 @@ def _print(report: dict[str, Any]) -> None:
         )
     print()
     for row in report["ratios"]:
-        print(f"{row['bridge']:36} {row['ratio']:6.1f} times {row['peer']} (goal {row['goal']})")
+        goal = f" (goal {row['goal']})" if row["goal"] else ""
+        print(f"{row['bridge']:36} {row['ratio']:6.1f} times {row['peer']}{goal}")
+    for name, share in report["shares"].items():
+        print(f"bridge JSON, NATS core: {share:.2f} of the rate of: {name} (goal {RAW_GOAL})")
     for text in report["absent"]:
         print(f"left out: {text}")
     if "latency" in report:

@@ -1,4 +1,4 @@
-"""A relay as a user of greenswitch and nats-py would write it: gevent here, asyncio in a thread. ESL port, bus port."""
+"""The same by a user who has measured: events are gathered, one wake-up for many. ESL port, bus port."""
 
 from __future__ import annotations
 
