@@ -171,8 +171,9 @@ class Fleet:
 
     async def close(self) -> None:
         """Take the entry and the name away (``run`` has ended)."""
-        with contextlib.suppress(BusError):
-            await self._membership.leave()
+        if self._name.lease.token:  # else the entry under our name is another's
+            with contextlib.suppress(BusError):
+                await self._membership.leave()
         await self._name.give_back()
         self.on_word()
 

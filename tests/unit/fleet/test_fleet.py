@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.bus.memory import MemoryBus
-from bridge.bus.storage import NODES, Grant
+from bridge.bus.storage import NODES, WORKERS, Grant
 from bridge.errors import BusUnavailable, ConfigError
 from bridge.fleet.fleet import Fleet
 from bridge.fleet.lease import Right
@@ -389,3 +389,23 @@ async def test_a_name_is_one_workers_only(yard: Yard) -> None:
     await yard.until(lambda: yard.divided(1))
     with pytest.raises(ConfigError, match="another living worker"):
         await yard.join("a", 1)
+
+
+async def test_a_refused_worker_leaves_the_entry_of_the_living_one_alone(yard: Yard) -> None:
+    await yard.join("a", 1)
+    await yard.until(lambda: yard.divided(1))
+    storage = yard.buses["a"].storage
+    second = Fleet(storage, id="a", instance="a.second", drain_timeout=5.0, describe=dict, standby=0, lease_time=LEASE)
+    with pytest.raises(ConfigError, match="another living worker"):
+        await second.open()
+    removed: list[str] = []
+    remove = storage.remove
+
+    async def noted(kind: str, name: str) -> None:
+        removed.append(name)
+        await remove(kind, name)
+
+    storage.remove = noted  # type: ignore[method-assign]
+    await second.close()
+    assert removed == []
+    assert "a" in await storage.entries(WORKERS)
