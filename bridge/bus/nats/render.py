@@ -129,11 +129,10 @@ def render_one(
     subject: str, reply: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None, limit: int
 ) -> bytes:
     """One message with a reply subject (may be empty). Raises ``MessageTooLarge`` and ``ValueError``."""
-    # Not through the cache of known subjects: a reply subject comes once.
-    if not _SUBJECT.fullmatch(subject) or len(subject) > MAX_SUBJECT // 4:
-        check_subject(subject)
-    if reply:
-        check_subject(reply)
+    # Not through the cache of known subjects: addresses of replies come once, and would push the others out.
+    for address in (subject, reply) if reply else (subject,):
+        if not _SUBJECT.fullmatch(address) or len(address) > MAX_SUBJECT // 4:
+            check_subject(address)
     size = len(payload)
     block = render_headers(content_type, "", headers.items() if headers else ())
     if not block:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.bus.base import Message
+from bridge.bus.nats import render
 from bridge.bus.nats.reading import parse_headers
 from bridge.bus.nats.render import (
     MAX_SUBJECT,
@@ -95,3 +96,13 @@ def test_the_limit_counts_headers(headers: tuple[tuple[str, str], ...]) -> None:
         with pytest.raises(MessageTooLarge) as caught:
             render()
         assert (caught.value.size, caught.value.limit) == (size, size - 1)
+
+
+def test_addresses_that_come_once_are_checked_and_not_kept() -> None:
+    """They would push the topics of events out, and hold a megabyte."""
+    before = dict(render._known)
+    render_one("_INBOX.caller.once", "_INBOX.answers.once", b"x", "", None, 1 << 20)
+    assert render._known == before
+    for subject, reply in (("_INBOX.a b", ""), ("_INBOX.a", "_INBOX.b *")):
+        with pytest.raises(ValueError, match="not a NATS subject"):
+            render_one(subject, reply, b"x", "", None, 1 << 20)
