@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.bus.base import Message
-from bridge.bus.nats import render
+from bridge.bus.nats import render as room
 from bridge.bus.nats.reading import parse_headers
 from bridge.bus.nats.render import (
     MAX_SUBJECT,
@@ -100,9 +100,9 @@ def test_the_limit_counts_headers(headers: tuple[tuple[str, str], ...]) -> None:
 
 def test_addresses_that_come_once_are_checked_and_not_kept() -> None:
     """They would push the topics of events out, and hold a megabyte."""
-    before = dict(render._known)
+    before = dict(room._known)
     render_one("_INBOX.caller.once", "_INBOX.answers.once", b"x", "", None, 1 << 20)
-    assert render._known == before
+    assert room._known == before
     for subject, reply in (("_INBOX.a b", ""), ("_INBOX.a", "_INBOX.b *")):
         with pytest.raises(ValueError, match="not a NATS subject"):
             render_one(subject, reply, b"x", "", None, 1 << 20)
