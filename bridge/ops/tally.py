@@ -1,6 +1,6 @@
 """Outcomes and times of commands, counted in plain numbers and made metrics when somebody asks.
 
-A counter and a histogram of prometheus-client cost a microsecond a command, a twentieth of all that it costs. This room
+A counter and a histogram of prometheus-client cost a microsecond a command, of some thirty in all. This room
 is for what is counted in the event loop's thread alone.
 """
 

@@ -33,6 +33,12 @@ async def crew(house: House, *switches: SimulatedSwitch, count: int = 2, **secti
     return workers
 
 
+async def owner_and_standby(house: House, switch: SimulatedSwitch) -> tuple[Worker, Worker]:
+    """Two workers of one node, the one that owns it first."""
+    one, two = await crew(house, switch, fleet={**FAST, "standby": 1})
+    return (one, two) if one.crew.owned() else (two, one)
+
+
 def owners(workers: list[Worker]) -> dict[str, list[str]]:
     names = workers[0].crew.stewards
     return {name: [it.id for it in workers if name in it.crew.owned()] for name in names}
@@ -279,9 +285,7 @@ async def test_the_next_owner_ends_the_calls_that_the_one_before_knew(house: Hou
 
 async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing(house: House) -> None:
     switch = await house.switch(heartbeat_interval=20.0)
-    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
-    if not owner.crew.owned():
-        owner, other = other, owner
+    owner, other = await owner_and_standby(house, switch)
     await house.until(lambda: other.crew.stewards["fs1"].ready)
     client = await house.client()
     [uuid] = await begin_calls(client, 1)
@@ -315,9 +319,7 @@ async def test_a_node_handed_over_behind_an_end_that_was_made_up_repeats_nothing
 
 async def test_a_mark_that_fell_into_a_hole_of_the_next_owner_costs_no_repeats(house: House) -> None:
     switch = await house.switch(heartbeat_interval=20.0)
-    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
-    if not owner.crew.owned():
-        owner, other = other, owner
+    owner, other = await owner_and_standby(house, switch)
     heir = other.crew.stewards["fs1"]
     await house.until(lambda: heir.ready)
     client = await house.client()
@@ -348,9 +350,7 @@ async def test_a_mark_that_fell_into_a_hole_of_the_next_owner_costs_no_repeats(h
 
 async def test_the_next_owner_does_not_end_what_the_one_before_has_ended(house: House) -> None:
     switch = await house.switch()
-    owner, other = await crew(house, switch, fleet={**FAST, "standby": 1})
-    if not owner.crew.owned():
-        owner, other = other, owner
+    owner, other = await owner_and_standby(house, switch)
     heir = other.crew.stewards["fs1"]
     await house.until(lambda: heir.ready)
     client = await house.client()
