@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from bridge.esl.event import Event
+from bridge.relay.known_calls import OLD_UUID
 from bridge.relay.lately import Lately
 
 _FOUND_FOR = 60.0
@@ -106,8 +107,8 @@ class CallTable:
             self._ended.put(uuid, node)
 
     def _renamed(self, node: str, event: Event) -> None:
-        old = event.get("Old-Unique-ID")
-        if isinstance(old, str) and not event.injected:
+        (old,) = OLD_UUID.of(event)
+        if old is not None and not event.injected:
             self.forget(old, node)
             self._ended.put(old, node)
         self._begins(node, event)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import structlog
@@ -48,13 +47,16 @@ def together(*all_watchers: Watchers) -> Watchers:
     found: dict[str, Callable[[Event], None]] = {}
     for watchers in all_watchers:
         for name, watcher in watchers.items():
-            found[name] = partial(_both, found[name], watcher) if name in found else watcher
+            found[name] = _both(found[name], watcher) if name in found else watcher
     return found
 
 
-def _both(one: Callable[[Event], None], other: Callable[[Event], None], event: Event) -> None:
-    one(event)
-    other(event)
+def _both(one: Callable[[Event], None], other: Callable[[Event], None]) -> Callable[[Event], None]:
+    def watch(event: Event) -> None:
+        one(event)
+        other(event)
+
+    return watch
 
 
 class NodeFeed:

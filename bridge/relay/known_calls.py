@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 import msgspec
 
 from bridge.esl.event import Event
+from bridge.esl.pick import HeaderPick
 from bridge.relay.chunks import MADE_UP
 from bridge.relay.lately import Lately
 
@@ -18,7 +19,7 @@ LIMIT = 20_000
 """Calls of one node that are kept; the oldest are forgotten first."""
 ENDED_FOR = 120.0
 """Seconds that an end is remembered: longer than an event, a list of channels or another worker's table is old."""
-_KEPT = (
+_KEPT = HeaderPick(
     "FreeSWITCH-Hostname", "FreeSWITCH-Switchname", "Channel-Name", "Call-Direction", "Channel-Call-UUID",
     "Caller-Direction", "Caller-Caller-ID-Name", "Caller-Caller-ID-Number", "Caller-Destination-Number",
     "Caller-Context", "Caller-Channel-Created-Time",
@@ -29,6 +30,7 @@ _COLUMNS = {
     "cid_name": "Caller-Caller-ID-Name", "cid_num": "Caller-Caller-ID-Number", "dest": "Caller-Destination-Number",
     "context": "Caller-Context", "hostname": "FreeSWITCH-Hostname",
 }  # fmt: skip
+OLD_UUID = HeaderPick("Old-Unique-ID")
 _ALIVE = ("CHANNEL_ANSWER", "CHANNEL_PROGRESS", "CHANNEL_BRIDGE", "CHANNEL_PARK")
 
 _encode_json = msgspec.json.Encoder().encode
@@ -159,7 +161,7 @@ class KnownCalls:
         uuid = event.unique_id
         if not uuid or uuid in self.calls or uuid in self._ended or event.injected:
             return
-        headers = {name: value for name in _KEPT if isinstance(value := event.headers.get(name), str)}
+        headers = {name: value for name, value in zip(_KEPT.names, _KEPT.of(event), strict=True) if value is not None}
         self._keep(uuid, KnownCall(event.envelope.core_uuid, headers))
 
     def _ends(self, event: Event) -> None:
@@ -167,8 +169,8 @@ class KnownCalls:
             self._forget(event.unique_id)
 
     def _renamed(self, event: Event) -> None:
-        old = event.get("Old-Unique-ID")
-        if isinstance(old, str) and old in self.calls and not event.injected:
+        (old,) = OLD_UUID.of(event)
+        if old is not None and old in self.calls and not event.injected:
             call = self.calls[old]
             self._forget(old)
             self._keep(event.unique_id, call)

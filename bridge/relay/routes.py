@@ -190,17 +190,12 @@ class DirectLine(Line):
         if core != route.core or not sequence.isdigit() or (envelope.command and event.injected):
             return self._message(self.topic, event, envelope, number, truncated=False)
         identity = f"{core}:{sequence}"
-        raw = event.raw
+        text = event.raw
+        if event.format != "json" or not text.isascii():
+            text = event.json
         return Message(
             self.topic,
-            route.wrap(
-                self.lead,
-                identity,
-                envelope.unique_id,
-                envelope.timestamp,
-                number,
-                raw if event.format == "json" and raw.isascii() else event.json,
-            ),
+            route.wrap(self.lead, identity, envelope.unique_id, envelope.timestamp, number, text),
             f"{identity}{suffix}" if (suffix := route.suffix) else identity,
             self.type,
             route.content_type,

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from bridge.errors import ConnectionLost, EslError, NotConnected
 from bridge.esl.event import Event
+from bridge.esl.pick import HeaderPick
 from bridge.esl.protocol import LogRecord
 from bridge.esl.url import EslUrl
 from bridge.switch.backoff import LINK_SPANS, Backoff
@@ -28,6 +29,7 @@ from bridge.switch.subscription import Subscription
 
 _STABLE_AFTER = 10.0  # s UP after which a loss is a new story for the back-off...
 _STABLE_AT_LEAST = 1.0  # ...or already when it was UP for longer than it was waited for, and for this long (s)
+_API_LINE = HeaderPick("API-Command", "API-Command-Argument")
 _LOOKED_AT = frozenset(("HEARTBEAT", "API"))  # events that the link itself has a use for
 _GAP_PATIENCE = 1.0  # s to wait for the event that ends a gap
 _OVERSLEPT = 0.2  # s; a check that comes so late finds sockets that were not read: it looks again
@@ -65,7 +67,8 @@ class EventLink:
     """One node's events, for ever: ``start``, then ``stop``. All times in s.
 
     ``heartbeat_interval`` 0 learns it. ``own_commands`` suppresses the ``API`` events of the commands in it.
-    ``filters`` are ``"Header value"`` texts; see ``Subscription``.
+    ``filters`` are ``"Header value"`` texts; see ``Subscription``. ``pause`` is asked after every read that filled the
+    buffer, with its bytes: how long the next one may wait.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class EventLink:
         backoff: Backoff | None = None,
         rng: random.Random | None = None,
         tls: ssl.SSLContext | None = None,
+        pause: Callable[[int], float] = lambda size: 0.0,
     ) -> None:
         self.node = node
         self.url = url
@@ -103,6 +107,7 @@ class EventLink:
         self._own = own_commands
         self._backoff = backoff if backoff is not None else Backoff(LINK_SPANS, rng)
         self._tls = tls
+        self._pause = pause
         self._reason = ""
         self._waited = 0.0  # the last back-off, s
         self._announce = True
@@ -190,7 +195,12 @@ class EventLink:
         session = EventSession(self, self._subscription, command_timeout=self._command_timeout, own_commands=self._own)
         try:
             connection = await Connection.open(
-                self.url, session, timeout=self._connect_timeout, tls=self._tls, buffer_size=EVENT_BUFFER
+                self.url,
+                session,
+                timeout=self._connect_timeout,
+                tls=self._tls,
+                buffer_size=EVENT_BUFFER,
+                pause=self._pause,
             )
         except EslError as error:
             return self._failed(failure_class(error), error)
@@ -349,8 +359,8 @@ class EventLink:
     # --- telling ---------------------------------------------------------------------------------------------------
 
     def _is_own(self, event: Event, own: OwnCommands) -> bool:
-        verb, argument = event.get("API-Command", ""), event.get("API-Command-Argument", "")
-        return isinstance(verb, str) and isinstance(argument, str) and own.take(verb, argument)
+        verb, argument = _API_LINE.of(event)
+        return own.take(verb or "", argument or "")
 
     def _enter(self, state: NodeState, reason: str, text: str = "", *, restarted: bool = False) -> None:
         if state is NodeState.UP and self._draining:
