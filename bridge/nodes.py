@@ -211,6 +211,7 @@ class NodeMaker:
             command_timeout=command_timeout,
             own_commands=own,
             tls=tls,
+            pause=self._publisher.reservoir.pause,
         )
         return Node(node.name, url, tuple(node.tags), relay, link, pool, feed)
 

@@ -21,7 +21,7 @@ from bridge.esl.pending import PendingReply
 from bridge.esl.url import EslUrl
 from bridge.switch.dialing import dial
 
-EVENT_BUFFER: Final = 256 * 1024
+EVENT_BUFFER: Final = 512 * 1024
 """Bytes read at once from an event connection."""
 
 COMMAND_BUFFER: Final = 64 * 1024
@@ -41,6 +41,10 @@ class ConnectionOwner(Protocol):
         """The end, told once; ``closed.lost`` are the commands that will never be answered."""
 
 
+def _no_pause(size: int) -> float:
+    return 0.0
+
+
 def _shared_buffer(loop: asyncio.AbstractEventLoop, size: int) -> memoryview:
     """The read buffer of all connections of a loop: it is filled and emptied within one callback of the loop."""
     buffers = _buffers.setdefault(loop, {})
@@ -52,12 +56,21 @@ def _shared_buffer(loop: asyncio.AbstractEventLoop, size: int) -> memoryview:
 class Connection(asyncio.BufferedProtocol):
     """One authenticated connection to FreeSWITCH, made by ``open``."""
 
-    def __init__(self, url: EslUrl, owner: ConnectionOwner, *, buffer_size: int, protocol: esl.Protocol) -> None:
+    def __init__(
+        self,
+        url: EslUrl,
+        owner: ConnectionOwner,
+        *,
+        buffer_size: int,
+        protocol: esl.Protocol,
+        pause: Callable[[int], float],
+    ) -> None:
         self.url = url
         self.writable = True
         """False while the peer does not read what we wrote."""
         self._owner = owner
         self._protocol = protocol
+        self._pause = pause
         self._loop = asyncio.get_running_loop()
         self._buffer = _shared_buffer(self._loop, buffer_size)
         self.read_at = self._loop.time()
@@ -82,13 +95,15 @@ class Connection(asyncio.BufferedProtocol):
         tls: ssl.SSLContext | None = None,
         buffer_size: int = EVENT_BUFFER,
         max_pending: int | None = None,
+        pause: Callable[[int], float] = _no_pause,
     ) -> Connection:
         """Connect and authenticate within ``timeout`` s.
 
+        ``pause`` says for how many s a read that filled the buffer (its bytes) shall be the last.
         Raises NotConnected, ConnectTimeout, AccessDenied, AuthenticationFailed, ConnectionLost or ProtocolError.
         """
         protocol = esl.Protocol() if max_pending is None else esl.Protocol(max_pending=max_pending)
-        self = cls(url, owner, buffer_size=buffer_size, protocol=protocol)
+        self = cls(url, owner, buffer_size=buffer_size, protocol=protocol, pause=pause)
         try:
             async with asyncio.timeout(timeout):
                 await dial(url, lambda: self, tls)
@@ -181,8 +196,14 @@ class Connection(asyncio.BufferedProtocol):
         if nbytes == len(self._buffer) and self._transport is not None:
             # uvloop would read on, up to 32 times, before anybody else has a turn: the bus, the disk, the timers.
             self._transport.pause_reading()
-            self._loop.call_soon(self._read_on)
-        if self._closed is None:
+            if self._closed is None:
+                self._handle(self._protocol.receive_data(self._buffer[:nbytes]))
+            pause = self._pause(nbytes)
+            if pause > 0:
+                self._loop.call_later(pause, self._read_on)
+            else:
+                self._loop.call_soon(self._read_on)
+        elif self._closed is None:
             self._handle(self._protocol.receive_data(self._buffer[:nbytes]))
 
     def _read_on(self) -> None:

@@ -150,6 +150,25 @@ async def test_a_broker_that_stands_still_costs_a_durable_delivery_nothing(
     assert numbers(await stored(house.broker, stream_of(house)), "kept") == list(range(3_000))
 
 
+async def test_a_burst_is_read_at_a_pace_while_much_waits(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.relay.reservoir.PACE", 1.0)  # bytes/s: once is for good
+    switch = await house.switch(heartbeat_interval=20.0)
+    worker = await house.worker(switch, events={"buffer_bytes": 3 << 20}, fleet=FLEET)
+    (node,) = worker.nodes
+    house.broker.pause()
+    try:
+        for number in range(4_000):
+            switch.fire("CUSTOM", {"number": str(number), "filling": "x" * 1_000}, subclass="kept")
+        totals = worker.metrics.totals
+        await house.until(lambda: totals["events_received"] > 300 and node.link.unread)
+        received = totals["events_received"]
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert received == totals["events_received"] < 4_000
+    finally:
+        house.broker.resume()
+
+
 async def test_a_way_that_is_cut_again_and_again_costs_a_durable_delivery_nothing(house: House, road: Road) -> None:
     switch = await house.switch(heartbeat_interval=20.0)
     url = f"{house.broker.kind}://127.0.0.1:{road.port}"

@@ -12,6 +12,7 @@ import pytest
 from bridge.errors import AccessDenied, AuthenticationFailed, CommandTimeout, NotPermitted, ProtocolError
 from bridge.simulator import SimulatedSwitch, User
 from bridge.switch.backoff import Backoff, Span
+from bridge.switch.connection import EVENT_BUFFER
 from bridge.switch.event_link import EventLink
 from bridge.switch.node import NodeState
 from bridge.switch.own_commands import OwnCommands
@@ -77,6 +78,31 @@ async def test_it_knows_that_something_waits_in_its_socket(
     await until(lambda: link.unread)
     session.connection._transport.resume_reading()
     await until(lambda: recorder.seen and not link.unread)
+
+
+async def test_it_rests_after_a_full_read_for_as_long_as_it_is_told(
+    switch: SimulatedSwitch, make_link: MakeLink, recorder: Any, until: Until
+) -> None:
+    asked: list[int] = []
+    seen: list[int] = []
+
+    def pause(size: int) -> float:
+        asked.append(size)
+        seen.append(len(recorder.seen))
+        return 0.05
+
+    link = make_link(switch.url, pause=pause)
+    await until(lambda: link.connected)
+    for number in range(3_000):
+        switch.fire("DTMF", {"Number": str(number), "Filling": "x" * 500})
+    await until(lambda: asked)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(recorder.seen) == seen[0] < 3_000
+    await until(lambda: len(recorder.seen) >= 3_000)
+    assert [event["Number"] for event in recorder.seen] == [str(number) for number in range(3_000)]
+    assert set(asked) == {EVENT_BUFFER}, "asked only where more may wait"
+    assert seen == sorted(seen)
 
 
 async def test_subscription_and_filters_are_restored_before_up(

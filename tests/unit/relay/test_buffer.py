@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.bus.base import Message
 from bridge.relay.buffer import BufferLimits, Chunk, EventBuffer, Loss
+from bridge.relay.reservoir import PACE
 
 
 def chunk(first: int, count: int = 1, *, size: int = 100, at: float = 0.0, epoch: str = "e1") -> Chunk:
@@ -175,3 +177,17 @@ def test_every_event_leaves_once_in_order_or_is_told(steps: list[tuple[str, int]
     assert len(left) + dropped == added
     if left and int(left[-1]) == added - 1:
         assert dropped_told == dropped
+
+
+@pytest.mark.parametrize("limits", [BufferLimits(size=6_000), BufferLimits(events=60)])
+def test_a_reader_rests_while_much_waits_for_all_nodes(limits: BufferLimits) -> None:
+    one = EventBuffer("fs1", limits)
+    other = EventBuffer("fs2", reservoir=one.reservoir)
+    for number in range(5):
+        one.append(chunk(number))
+        other.append(chunk(number))
+    assert one.reservoir.pause(PACE) == 0.0
+    other.append(chunk(5))
+    assert one.reservoir.pause(PACE) == 1.0
+    other.take(100)
+    assert one.reservoir.pause(PACE) == 0.0
