@@ -98,7 +98,7 @@ class FrameParser:
             try:
                 self._feed(data, frames)
             except ProtocolError as error:
-                self.error = error
+                self.error = error.with_traceback(None)  # its frames hold us
                 del self._head[:-_PARTIAL]
         return frames
 

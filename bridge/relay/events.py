@@ -284,6 +284,8 @@ class NodeRelay:
         # Somebody may set the clock back; a later epoch has to be greater all the same.
         self._begun_at = max(started_at, self._begun_at + 0.002)
         self.epoch = epoch = new_epoch(self.token, self._begun_at)
+        for route in self._routes:
+            route.close()
         self._routes = [Route(one, node=self.node, worker=self._worker, epoch=epoch) for one in self._settings]
         self._ways = {}
 

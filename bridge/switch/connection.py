@@ -41,6 +41,19 @@ class ConnectionOwner(Protocol):
         """The end, told once; ``closed.lost`` are the commands that will never be answered."""
 
 
+class _Nobody:
+    """Who owns a connection that has ended."""
+
+    def occurred(self, connection: Connection, occurrences: list[esl.Occurrence]) -> None:
+        """Nothing occurs any more."""
+
+    def closed(self, connection: Connection, closed: esl.Closed) -> None:
+        """It is closed already."""
+
+
+_NOBODY: Final = _Nobody()
+
+
 def _no_pause(size: int) -> float:
     return 0.0
 
@@ -109,10 +122,14 @@ class Connection(asyncio.BufferedProtocol):
                 await dial(url, lambda: self, tls)
                 await self._authenticated
         except TimeoutError:
+            why = self._why_late(timeout)
             self.abort()
-            raise ConnectTimeout(self._why_late(timeout)) from None
+            del self
+            raise ConnectTimeout(why) from None
         except BaseException:
             self.abort()
+            # What is raised holds this frame and is held by the connection: together they would wait for the collector.
+            del self
             raise
         return self
 
@@ -314,6 +331,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._owner.closed(self, closed)
             except Exception as error:
                 self._report("the owner of a connection failed", error)
+        self._owner = _NOBODY  # who has a connection holds it, too
 
     def _stop_waiting(self) -> None:
         if self._closed is None:

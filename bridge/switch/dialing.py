@@ -73,7 +73,8 @@ async def dial(url: EslUrl, factory: Callable[[], asyncio.BaseProtocol], tls: ss
     except OSError as error:
         # asyncio's own text, "Connect call failed (...)", says less than the kernel's.
         said = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
-        raise NotConnected(f"{where}: {said or error}") from error
+        # Without its traceback: that holds the frames that hold the error, for the collector to find.
+        raise NotConnected(f"{where}: {said or error}") from error.with_traceback(None)
 
 
 async def _connect_tcp(loop: asyncio.AbstractEventLoop, url: EslUrl) -> socket.socket:

@@ -9,9 +9,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from bridge.esl import commands
 from bridge.esl.protocol import Protocol
 from bridge.simulator import SimulatedSwitch
+from bridge.switch.backoff import Backoff
 from bridge.switch.carrier import Carrier
 from bridge.switch.command_pool import CommandPool
 from bridge.switch.connection import Connection
@@ -19,6 +22,7 @@ from bridge.switch.deadlines import Deadline
 from bridge.switch.event_link import EventLink
 from bridge.switch.event_session import EventSession
 from bridge.switch.submission import Submission
+from tests.integration.switch.wire import GOODBYE, RawSwitch, notice, reply
 
 MakePool = Callable[..., CommandPool]
 MakeLink = Callable[..., EventLink]
@@ -78,3 +82,49 @@ async def test_hundreds_of_cuts_leave_nothing_behind(
     for kind in ("Carrier", "Connection", "EventSession", "Protocol", "tasks", "files"):
         assert last[kind] <= first[kind] + 3, (kind, first, last)
     assert last["Deadline"] <= first["Deadline"] + 200  # cancelled ones leave when they are the most
+
+
+REJECTION = b"Content-Type: text/rude-rejection\nContent-Length: 24\n\nAccess Denied, go away.\n"
+
+
+@pytest.mark.parametrize("ending", ["cut", "garbage", "goodbye", "refused", "password", "acl", "silent"])
+async def test_what_ended_is_gone_without_a_collector(
+    recorder: Any, make_link: MakeLink, make_pool: MakePool, until: Until, ending: str
+) -> None:
+    """What waits for the collector stands in memory between things that live longer: both never shrink again."""
+    async with RawSwitch() as raw:
+        options: dict[str, Any] = {"backoff": Backoff({}), "connect_timeout": 5.0}
+        url = raw.url
+        if ending == "refused":
+            url = "fs://:x@127.0.0.1:1"
+        elif ending == "password":
+            raw.answer = lambda connection, command: reply("-ERR invalid") if command.startswith("auth") else None
+        elif ending == "acl":
+            raw.greeting = REJECTION
+        elif ending == "silent":
+            raw.greeting, options["connect_timeout"] = b"", 0.02
+        link, pool = make_link(url, **options), make_pool(url, **options)
+        link._backoff.delay = pool._carriers._backoff.delay = lambda reason: 0.001
+        told: list[Any] = []
+        gc.collect()
+        gc.disable()
+        try:
+            for number in range(1, 13):
+                pool.submit(commands.api("status"), told.append, deadline=asyncio.get_running_loop().time() + 20)
+                await until(lambda number=number: len(told) >= number)  # type: ignore[misc]
+                if ending in ("cut", "garbage", "goodbye"):
+                    await until(lambda: link.connected)
+                    for connection in raw.connections[-2:]:
+                        if ending == "garbage":
+                            connection.write(b"no header\n\n")
+                        elif ending == "goodbye":
+                            connection.write(notice(GOODBYE))
+                        connection.close()
+                await until(lambda number=number: len(recorder.losses) >= number)  # type: ignore[misc]
+            recorder.losses.clear()
+            told.clear()
+            found = Counter(type(one).__name__ for one in gc.get_objects() if isinstance(one, KINDS))
+        finally:
+            gc.enable()
+    for kind in ("Carrier", "Connection", "EventSession", "Protocol"):
+        assert found[kind] <= 3, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -15,7 +16,7 @@ from bridge.messages.event import EventMessage, decode_event
 from bridge.relay.events import NodeRelay, new_epoch
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
-from bridge.relay.routes import RouteSettings
+from bridge.relay.routes import Route, RouteSettings
 from bridge.switch.node import LinkGap, NodeChange, NodeState
 
 CORE = "1cf893f9-c9cc-4e54-9e23-2e22ad9f7594"
@@ -307,3 +308,17 @@ def test_a_lost_link_is_counted_by_its_reason() -> None:
 def test_a_later_epoch_compares_greater(earlier: tuple[int, float], later: tuple[int, float]) -> None:
     assert new_epoch(*earlier) < new_epoch(*later)
     assert [len(part) for part in new_epoch(*later).split(".")] == [16, 12, 4]
+
+
+def test_an_epoch_that_is_over_is_gone_without_a_collector() -> None:
+    house = House()
+    gc.collect()
+    gc.disable()
+    try:
+        for epoch in range(1, 11):
+            house.relay.link_up(CORE, 4_000_000_000.0 + epoch)
+            assert house.relay_events(stamp("DTMF", epoch), stamp("CUSTOM", 100 + epoch, **{"Event-Subclass": "a::b"}))
+        found = [one for one in gc.get_objects() if isinstance(one, Route) and one.node == "fs1"]
+    finally:
+        gc.enable()
+    assert [one.epoch for one in found] == [house.relay.epoch]
