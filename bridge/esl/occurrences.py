@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from bridge.errors import EslError
 from bridge.esl.ending import CloseReason, Notice
 from bridge.esl.event import Event
@@ -20,8 +22,7 @@ class AuthRequested:
     """The greeting: send ``auth`` or ``userauth`` now."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyReceived:
+class ReplyReceived(msgspec.Struct, frozen=True, gc=False):
     """The reply to a command. ``pending.abandoned`` means that it came late and nobody waits."""
 
     pending: PendingReply

@@ -63,6 +63,7 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
+_AUTHENTICATING: Final = State.AUTHENTICATING
 # What the first frame can be, and what can never come in a later state. Anything unknown is skipped there.
 _FIRST: Final = frozenset((AUTH_REQUEST, RUDE_REJECTION, DISCONNECT_NOTICE))
 _IMPOSSIBLE: Final[dict[State, frozenset[str]]] = {
@@ -72,6 +73,7 @@ _IMPOSSIBLE: Final[dict[State, frozenset[str]]] = {
 }
 _AUTHENTICATED: Final = frozenset((State.READY, State.CLOSING))
 _EVENTS: Final = frozenset((EVENT_JSON, EVENT_PLAIN))
+_REPLIES: Final = frozenset((COMMAND_REPLY, API_RESPONSE))
 _ONLY_EVENTS: Final = {Event}
 _AUTH_COMMANDS: Final = ("auth", "userauth")
 _LONG_ALLOW_LIST: Final = (
@@ -186,9 +188,13 @@ class Protocol:
                 assert type(frame) is Frame
                 kind = frame.content_type
                 body = frame.body
-                if authenticated and body and kind in _EVENTS:
-                    append(Event.parse(body, "json" if kind == EVENT_JSON else "plain"))
-                    continue
+                if authenticated:
+                    if body and kind in _EVENTS:
+                        append(Event.parse(body, "json" if kind == EVENT_JSON else "plain"))
+                        continue
+                    if kind in _REPLIES:
+                        self._take_reply(frame, occurrences)
+                        continue
                 self._take(frame, occurrences)
                 if self.closed:
                     return occurrences
@@ -218,7 +224,7 @@ class Protocol:
         kind = frame.content_type
         if kind not in _FIRST if self.state is State.GREETING else kind in _IMPOSSIBLE[self.state]:
             raise ProtocolError(f"{kind} in state {self.state}")
-        if kind in (COMMAND_REPLY, API_RESPONSE):
+        if kind in _REPLIES:
             self._take_reply(frame, occurrences)
         elif kind == AUTH_REQUEST:
             self.state = State.AUTHENTICATING
@@ -249,7 +255,7 @@ class Protocol:
         self._pending.take()
         reply = Reply.of(frame)
         occurrences.append(ReplyReceived(pending, reply))
-        if self.state is State.AUTHENTICATING and pending.command in _AUTH_COMMANDS:
+        if self.state is _AUTHENTICATING and pending.command in _AUTH_COMMANDS:
             if reply.status == "ok":
                 self.state = State.READY
             else:

@@ -34,6 +34,7 @@ from bridge.switch.deadlines import Deadlines
 
 log = logging.getLogger(__name__)
 
+_NEW: Final = Verdict.NEW
 _ASK_AGAIN: Final = 0.25  # s; a ledger that did not answer
 _RECORDED: Final = 2.0  # s; the last replies wait for their record
 _EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
@@ -245,8 +246,8 @@ class CommandRelay:
         )
 
     def _remembered(self, exchange: Exchange, verdict: Verdict, kept: CommandReply | None) -> None:
-        exchange.marked = verdict is Verdict.NEW or verdict is Verdict.LOST
-        if verdict is Verdict.NEW:
+        exchange.marked = verdict is _NEW or verdict is Verdict.LOST
+        if verdict is _NEW:
             if kept is not None:
                 exchange.doubt = Result(kept.status, kept.executed, kept.result, kept.error, kept.job)
             self._begin(exchange)

@@ -24,6 +24,10 @@ from bridge.relay.settings import CommandHooks
 
 log = logging.getLogger(__name__)
 
+# Looked up once: a member of an enumeration costs more than a step of the interpreter, and these are on every way.
+_NO: Final = Executed.NO
+_DENIED: Final = Status.DENIED
+_MAY_BE_KNOWN_YET: Final = (Status.TIMEOUT, Status.CONNECTION_LOST)
 _CLOCKS: Final = 5.0  # s; how far two workers' clocks may be apart
 
 
@@ -55,17 +59,17 @@ class ReplyDesk:
         """Answer with a result, once; every later call for the same exchange does nothing."""
         if exchange.ended:
             return
-        if exchange.doubt is not None and result.executed is Executed.NO:
+        if exchange.doubt is not None and result.executed is _NO:
             result, parts = exchange.doubt, None  # this attempt did not run, but one before it may have
         exchange.ended = True
-        exchange.unknown = result.status in (Status.TIMEOUT, Status.CONNECTION_LOST)
+        exchange.unknown = result.status in _MAY_BE_KNOWN_YET
         reply = self.word(exchange, result)
         if parts is not None:
             reply.replies = parts
         if exchange.delivery.claimed:
             reply.replayed = True  # whoever had it before may have answered, and wake up yet
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
-        if reply.executed is Executed.NO:
+        if reply.executed is _NO:
             self._refuse(exchange, reply, payload)
         elif not exchange.marked:
             self._send_final(exchange, reply, payload)
@@ -79,7 +83,7 @@ class ReplyDesk:
             return
         exchange.ended = True
         reply, payload = self._again(exchange, kept)
-        if reply.executed is Executed.NO:
+        if reply.executed is _NO:
             self._refuse(exchange, reply, payload)
         else:
             self._send_final(exchange, reply, payload)
@@ -166,7 +170,7 @@ class ReplyDesk:
             delivery.finish(exchange.address, payload, exchange.codec.request_content_type, headers)
         except Exception:  # a fault of one bus must not keep the request in hand for ever
             log.exception("the reply to %s could not be written", exchange.id)
-        if reply.status is Status.DENIED:
+        if reply.status is _DENIED:
             hooks.on_denied(request.op, reply.error)
         hooks.on_reply(request.op, reply.status, (reply.elapsed_ms or 0.0) / 1e3)
         if hooks.audit is not None:

@@ -22,6 +22,7 @@ from bridge.switch.command_pool import Outcome
 _YES: Final = Executed.YES
 _NO: Final = Executed.NO
 _UNKNOWN: Final = Executed.UNKNOWN
+_OK: Final = Status.OK
 
 
 class Manner(Enum):
@@ -33,6 +34,9 @@ class Manner(Enum):
     """As bgapi; the job's output is the answer."""
     AWAITED = auto()
     """As execute; CHANNEL_EXECUTE_COMPLETE is the answer."""
+
+
+_DIRECT: Final = Manner.DIRECT
 
 
 class Work(msgspec.Struct, gc=False):
@@ -61,10 +65,10 @@ def manner_of(request: CommandRequest, *, background: bool) -> Manner:
     """How the request has to run; it decides the default budget too. ``background`` is about its API command."""
     op = request.op
     if op == "api":
-        return Manner.JOB if background else Manner.DIRECT
+        return Manner.JOB if background else _DIRECT
     if op == "bgapi":
         return Manner.JOB
-    return Manner.AWAITED if request.wait else Manner.DIRECT
+    return Manner.AWAITED if request.wait else _DIRECT
 
 
 def render(request: CommandRequest, manner: Manner) -> Work:
@@ -78,7 +82,7 @@ def render(request: CommandRequest, manner: Manner) -> Work:
 
 def _render(request: CommandRequest, manner: Manner) -> Work:
     op = request.op
-    if op == "api" and manner is Manner.DIRECT:
+    if op == "api" and manner is _DIRECT:
         return Work(manner, commands.api(request.command))
     if manner is Manner.JOB:
         return Work(manner, line=request.command)
@@ -104,7 +108,7 @@ def start(
     on_accepted: Callable[[str], None] | None = None,
 ) -> Submission:
     """Hand the work to a node's pool; ``deadline`` in loop time."""
-    if work.manner is Manner.DIRECT:
+    if work.manner is _DIRECT:
         return pool.submit(work.block, done, deadline=deadline)
     if work.manner is Manner.JOB:
         return pool.submit_job(work.line, done, deadline=deadline, on_accepted=on_accepted)
@@ -154,4 +158,4 @@ def _answered(reply: Reply, outcome: Outcome) -> Result:
         return Result(Status.ERROR, executed, None, text.strip(), job if executed is _YES else "", esl_ms)
     if outcome.result is not None:
         text = outcome.result
-    return Result(Status.OK, _YES, text, "", job, esl_ms)
+    return Result(_OK, _YES, text, "", job, esl_ms)

@@ -23,6 +23,7 @@ from bridge.relay.routing import Refusal
 from bridge.relay.settings import CommandSettings
 from bridge.relay.verbs import LineFacts, Verbs
 
+_DIRECT: Final = Manner.DIRECT
 _CACHE_LIMIT: Final = 1_024  # some 2 KB each, here and in the policy: lines that name a call never come again
 _CACHED_LENGTH: Final = 256
 
@@ -127,7 +128,7 @@ class Intake:
 
     def _make_plan(self, request: CommandRequest, facts: LineFacts) -> _Plan:
         manner = manner_of(request, background=facts.background)
-        budget = self._direct_timeout if manner is Manner.DIRECT else self._settings.job_timeout
+        budget = self._direct_timeout if manner is _DIRECT else self._settings.job_timeout
         try:
             return _Plan(facts, budget, render(request, manner), None)
         except InvalidRequest as error:

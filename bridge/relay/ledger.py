@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -30,6 +30,9 @@ class Verdict(Enum):
     """The id was used for another content."""
     UNREACHABLE = auto()
     """The ledger's storage cannot be asked; nothing may run."""
+
+
+_NEW: Final = Verdict.NEW
 
 
 Answer = Callable[[Verdict, CommandReply | None], None]
@@ -134,7 +137,7 @@ class MemoryLedger:
                 answer(Verdict.KEPT, kept.reply)
                 return
         self._running[key] = _Running(content)
-        answer(Verdict.NEW, kept.reply if kept is not None else None)
+        answer(_NEW, kept.reply if kept is not None else None)
 
     def keep(self, key: str, reply: CommandReply, stored: Callable[..., None]) -> None:
         """See ``Ledger.keep``."""

@@ -37,6 +37,7 @@ _RANKS: Final[dict[str, int]] = {
     UNKNOWN: 3,
 }
 _WORSE_THAN_ANY: Final = 4
+_DOWN: Final = NodeState.DOWN
 
 
 class Submission(Protocol):
@@ -163,7 +164,7 @@ class Router:
         state = self._nodes.state(node)
         if not state:
             return Refusal(Status.UNAVAILABLE, f"unknown node {node!r}")
-        if state == NodeState.DOWN:
+        if state == _DOWN:
             return Refusal(Status.UNAVAILABLE, f"node {node} is down")
         if self._of(node).in_hand >= self.limit:
             return Refusal(Status.BUSY, f"{self.limit} commands are in hand for node {node} already")
@@ -209,7 +210,8 @@ class Router:
         alive = self._alive(names, tried)
         if not alive:
             return Refusal(Status.UNAVAILABLE, f"{whom} that is up")
-        able = [name for name in alive if self._of(name).in_hand < self.limit]
+        recent, limit = self._recent, self.limit
+        able = [name for name in alive if (known := recent.get(name)) is None or known.in_hand < limit]
         if not able:
             return Refusal(Status.BUSY, f"{self.limit} commands are in hand for each node already")
         if verb in _STARTS_CALLS:

@@ -21,6 +21,9 @@ from bridge.relay.routing import Nodes, Refusal, Router
 from bridge.relay.scatter import Scatter
 from bridge.switch.command_pool import Outcome
 
+# Looked up once: a member of an enumeration costs more than a step of the interpreter, and these are on every way.
+_OK: Final = Status.OK
+_JOB: Final = Manner.JOB
 _ATTEMPTS: Final = 3  # of an idempotent request, all within its one budget
 _ELSEWHERE: Final = frozenset({Status.UNAVAILABLE, Status.BUSY, Status.DENIED})  # another node may well take it
 _LEFT_UNSENT: Final = Result(Status.DRAINING, Executed.NO, None, "the worker is shutting down")
@@ -71,7 +74,7 @@ class Sender:
             return
         exchange.attempts += 1
         self._router.took(node, exchange.verb)
-        accepted = partial(self._desk.accepted, exchange) if work.manner is Manner.JOB else None
+        accepted = partial(self._desk.accepted, exchange) if work.manner is _JOB else None
         try:
             exchange.submission = start(
                 work, pool, partial(self._ended, exchange, node), deadline=exchange.deadline, on_accepted=accepted
@@ -133,14 +136,14 @@ class Sender:
         if outcome.late:
             self._came_late(exchange, node, result)
             return
-        self._router.gave_back(node, exchange.verb, failed=result.status is not Status.OK)
+        self._router.gave_back(node, exchange.verb, failed=result.status is not _OK)
         exchange.submission = None
         if not exchange.ended and not self._tried_again(exchange, node, result):
             self._desk.end(exchange, result)
 
     def _tried_again(self, exchange: Exchange, node: str, result: Result) -> bool:
         """Another node for what was not sent, another attempt for what may run twice; all in the same budget."""
-        if result.status is Status.OK or self.stopped or self._clock() >= exchange.deadline:
+        if result.status is _OK or self.stopped or self._clock() >= exchange.deadline:
             return False
         many = exchange.to == "any" or exchange.to.startswith("tag:")
         if many and result.status in _ELSEWHERE:

@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from enum import Enum
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from bridge.errors import NotPermitted
 from bridge.esl import commands
@@ -217,13 +217,13 @@ class Carrier:
                     self.fruitful = True
                     self.pool.answered()
                 pending = one.pending
-                token = pending.token
+                token: Any = pending.token
                 if type(token) is Step:
                     self._stepped(token.told, one.reply)
                     continue
                 if not pending.abandoned:
                     self.waited_for -= 1
-                cast("Submission", token).replied(one.reply, now)
+                token.replied(one.reply, now)
             elif type(one) is Event:
                 self._result(one, now)
             elif type(one) is esl.Notice and one.reason is esl.CloseReason.SHUTDOWN:

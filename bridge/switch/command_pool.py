@@ -28,6 +28,7 @@ from bridge.switch.submission import Execute, Job, Need, Outcome, State, Submiss
 __all__ = ["CommandPool", "Outcome", "Submission"]
 
 _WRITTEN = State.WRITTEN
+_NOTHING = Need.NOTHING
 _LOOK_EVERY = 0.005  # s; how often further commands that have to wait have the connections looked at
 
 
@@ -339,7 +340,7 @@ class CommandPool:
         self.in_flight -= 1
         if isinstance(submission, Execute) and submission.carrier is not None:
             submission.carrier.unwatch(submission.uuid)
-        if submission.need is not Need.NOTHING:
+        if submission.need is not _NOTHING:
             self._carriers.release_adopted()
 
     def tell(self, submission: Submission, outcome: Outcome) -> None:

@@ -49,6 +49,8 @@ class Need(Enum):
     JOBS = "jobs"
     EXECUTES = "executes"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and every command looks into a map by this
+
 
 class State(Enum):
     """Where a command is."""
