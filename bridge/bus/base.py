@@ -109,9 +109,19 @@ class Delivery(Protocol):
     def pulled(self) -> bool:
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """Write the final reply to ``address`` (none when empty) and then remove the entry from the queue.
 
+        A ``refusal`` says that the request did not run: it is not written where another worker may have run it since,
+        because it has the entry by now. Where that is a matter of records (``relay.refusals``) it changes nothing.
         Raises ``MessageTooLarge`` before anything is written; the delivery is then still in hand.
         """
 

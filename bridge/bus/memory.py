@@ -111,7 +111,15 @@ class MemoryDelivery:
         self.headers = headers
         self.reply_to = reply_to
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery``."""
         _check_size(len(payload), self._broker.max_payload)
         if address:

@@ -77,9 +77,17 @@ class TracedDelivery:
         """See ``Delivery``."""
         return self._inner.pulled
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery``."""
-        self._inner.finish(address, payload, content_type, headers)
+        self._inner.finish(address, payload, content_type, headers, refusal=refusal)
         if self._span.is_recording():
             self._describe(payload)
         self._span.end()

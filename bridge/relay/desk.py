@@ -167,7 +167,8 @@ class ReplyDesk:
         delivery, request = exchange.delivery, exchange.request
         try:
             headers = headers_of(reply, delivery.headers)
-            delivery.finish(exchange.address, payload, exchange.codec.request_content_type, headers)
+            refusal = reply.executed is _NO
+            delivery.finish(exchange.address, payload, exchange.codec.request_content_type, headers, refusal=refusal)
         except Exception:  # a fault of one bus must not keep the request in hand for ever
             log.exception("the reply to %s could not be written", exchange.id)
         if reply.status is _DENIED:
@@ -240,7 +241,7 @@ class ReplyDesk:
             self._bus.send(fault.address, payload, content_type, headers)
             self.bury(delivery, fault.reason)
         else:
-            delivery.finish(fault.address, payload, content_type, headers)
+            delivery.finish(fault.address, payload, content_type, headers, refusal=True)
 
 
 def _to_keep(reply: CommandReply) -> CommandReply:

@@ -69,7 +69,14 @@ ReplyDesk.end = freeze
 CLAIM_AFTER = 1.0
 # One command, and then none for a quarter of an hour: its "no" is "busy", and another worker is not at its limit.
 LIMITED = "[policy.rates]\neval = 0.001\nstatus = 0.001\n"
-QUEUES = {"nats": "esl.queue", "cluster": "esl.cmd"}
+QUEUES = {"nats": "esl.queue", "cluster": "esl.cmd", "redis": "esl.cmd", "list": "esl.cmd"}
+# What one says who finds that its entry is another's: by the records, or by the one step that writes and removes.
+NOTICES = {
+    "nats": "has taken over the request x",
+    "cluster": "has taken over the request x",
+    "redis": "another worker has a request by now that was refused here",
+    "list": "another worker has a request by now that was refused here",
+}
 
 
 class Scene:
@@ -83,6 +90,8 @@ class Scene:
 
     async def worker(self, id: str, ledger: str, extra: str = "", prelude: str = "") -> Process:
         commands = f'[commands]\ndurable = true\nclaim_after = {CLAIM_AFTER}\nledger = "{ledger}"\n'
+        if self.kind == "list":
+            commands += 'queue_type = "list"\n'
         worker = await self.arena.worker(id, extra=commands + extra, prelude=prelude)
         await until(lambda: "requests are taken" in worker.output, what=f"{id} takes requests")
         return worker
@@ -118,13 +127,14 @@ async def scene(place: Any, tmp_path: Path) -> AsyncIterator[Scene]:
         if kind == "cluster":
             broker: Any = SimpleNamespace(url=url_of(servers))
         else:
-            broker = await stack.enter_async_context(EmbeddedBroker(kind))
+            broker = await stack.enter_async_context(EmbeddedBroker("nats" if kind == "nats" else "redis"))
         arena = Arena(broker, tmp_path, stack)
         switch = SimulatedSwitch(heartbeat_interval=1.0)
         await switch.start()
         stack.push_async_callback(switch.stop)
         arena.switches = [switch]  # type: ignore[list-item]
-        yield Scene(arena, kind, await stack.enter_async_context(Bridge(broker.url)))
+        client = Bridge(broker.url, queue_type="list" if kind == "list" else "stream")
+        yield Scene(arena, kind, await stack.enter_async_context(client))
 
 
 WAYS = [
@@ -165,7 +175,7 @@ async def test_a_no_is_repeated_and_never_run_when_its_worker_dies_before_the_re
     assert scene.switch.executed["eval x"] == 1
 
 
-@pytest.mark.parametrize("place", ["nats", "cluster"], indirect=True)
+@pytest.mark.parametrize("place", ["nats", "cluster", "redis", "list"], indirect=True)
 async def test_a_no_of_one_who_was_frozen_is_not_told_beside_the_heirs_answer(scene: Scene) -> None:
     queue = QUEUES[scene.kind]
     worker = await scene.worker("a", "shared", LIMITED, FREEZES)
@@ -175,7 +185,7 @@ async def test_a_no_of_one_who_was_frozen_is_not_told_beside_the_heirs_answer(sc
     await scene.worker("b", "shared")
     await until(lambda: replies, what=f"the heir's answer\n{scene.arena.outputs()}")
     worker.send(signal.SIGCONT)
-    await until(lambda: "has taken over the request x" in worker.output, what=f"it noticed\n{worker.output}")
+    await until(lambda: NOTICES[scene.kind] in worker.output, what=f"it noticed\n{worker.output}")
     later = [await scene.ask(f"l{number}", queue, to="fs1") for number in range(20)]
     await until(lambda: all(later), what="the queue goes on")
     await asyncio.sleep(0.2)

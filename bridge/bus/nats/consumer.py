@@ -61,7 +61,15 @@ class NatsDelivery:
         """The request's NATS headers."""
         return self._message.headers or NO_HEADERS
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery``."""
         if address:
             self._outgoing.send(address, payload, content_type, headers)

@@ -125,7 +125,15 @@ class DurableEntry:
         """The request's NATS headers."""
         return self._message.headers or NO_HEADERS
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery``."""
         if not self.done:
             self._consumer.finish(self, b"+ACK", address, payload, content_type, headers)

@@ -1,12 +1,14 @@
 """The worker's side: a reply is written, and only then its entry removed; after a broken connection only if it must.
 
 Where one server holds both keys, reply and removal are one transaction: it ran or it did not, and the entry shows
-which. In a Cluster they are two steps, and a reply in doubt is written again.
+which. A refusal of an entry that another worker may have claimed meanwhile is one script, which looks first whose it
+is. In a Cluster they are two steps, and a reply in doubt is written again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -45,6 +47,26 @@ class Entry(Protocol):
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """Fields and values of its dead letter."""
 
+    @property
+    def perhaps_lost_at(self) -> float:
+        """The instant (``time.monotonic``) from which another worker may have claimed it."""
+
+    def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
+        """The command that writes to the list ``reply`` and removes the entry, or neither; made by ``reply_if``.
+
+        Without an ``expiry`` (ms) ``reply`` is a channel.
+        """
+
+
+def reply_if(condition: bytes, removal: bytes = b"") -> bytes:
+    """A script for ``Entry.if_ours``: ``KEYS[2]``, ``ARGV[1]`` and ``ARGV[2]`` are the reply's, the others its own."""
+    return b"""if not (%b) then return 0 end
+%b
+if ARGV[2] == '' then redis.call('PUBLISH', KEYS[2], ARGV[1]) return 1 end
+redis.call('RPUSH', KEYS[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[2])
+return 1""" % (condition, removal)
+
 
 class Answers:
     """Writes replies and removals, gathered per turn of the loop."""
@@ -54,6 +76,7 @@ class Answers:
         self._dead = dead.encode()
         self._on_problem = on_problem
         ttl = b"%d" % max(1, round(reply_ttl * 1000))
+        self.ttl = ttl
         self._expiry = b"$%d\r\n%b\r\n" % (len(ttl), ttl)
         self._round: _Round | None = None
 
@@ -66,11 +89,18 @@ class Answers:
         else:
             early.transact()
 
-    def finish(self, address: str, payload: bytes, entry: Entry) -> None:
-        """Write the reply (none when ``address`` is empty), then remove the entry."""
+    def finish(self, address: str, payload: bytes, entry: Entry, *, refusal: bool = False) -> None:
+        """Write the reply (none when ``address`` is empty), then remove the entry.
+
+        A ``refusal`` is not written where the entry is another worker's by now.
+        """
         if address:
             key, commands, count = self._reply(address, payload)
-            _Completion(self, entry, key, commands, count).start()
+            completion = _Completion(self, entry, key, commands, count)
+            if refusal and self._writers.together(key, entry.key):
+                completion.refusal = payload
+                completion.channel = address.startswith(_PUBSUB)
+            completion.start()
         else:
             _Completion(self, entry, b"", b"", 0).start()
 
@@ -144,6 +174,10 @@ class _Round(Operation):
         self._answers.round_closed()
         parts = [MULTI]
         count = 2
+        now = time.monotonic()
+        for completion in [one for one in self.completions if one.perhaps_lost(now)]:
+            self.completions.remove(completion)
+            completion.transact()
         for completion in self.completions:
             removal, removals = completion.removal
             parts += (completion.commands, removal)
@@ -178,6 +212,11 @@ class _Early:
 
     removal = (b"", 0)
 
+    @staticmethod
+    def perhaps_lost(now: float) -> bool:
+        """It refuses nothing."""
+        return False
+
     def __init__(self, answers: Answers, key: bytes, commands: bytes, count: int) -> None:
         self._answers = answers
         self._key = key
@@ -204,7 +243,7 @@ class _Early:
 class _Completion:
     """A reply (or dead letter) and the removal of its entry, until both are certain."""
 
-    __slots__ = ("_answers", "_dead", "_key", "_step", "commands", "count", "entry", "steps")
+    __slots__ = ("_answers", "_dead", "_key", "_step", "channel", "commands", "count", "entry", "refusal", "steps")
 
     def __init__(
         self, answers: Answers, entry: Entry, key: bytes, commands: bytes, count: int, *, dead: bool = False
@@ -216,7 +255,14 @@ class _Completion:
         self.commands = commands
         self.count = count
         self.steps = 0
+        self.refusal = b""
+        """The reply, where it says that the request did not run."""
+        self.channel = False
         self._step = self.transact
+
+    def perhaps_lost(self, now: float) -> bool:
+        """Whether it must not be written without a look at whose the entry is."""
+        return bool(self.refusal) and now >= self.entry.perhaps_lost_at
 
     @property
     def removal(self) -> tuple[bytes, int]:
@@ -234,11 +280,31 @@ class _Completion:
     # --- one server: one transaction -------------------------------------------------------------------
 
     def transact(self) -> None:
+        if self.perhaps_lost(time.monotonic()):
+            ttl = b"" if self.channel else self._answers.ttl
+            asking = self.entry.if_ours(self._key, self.refusal, ttl)
+            self._answers.submit(Operation(asking, 1, self._asked, key=self.entry.key, waits=True))
+            return
         removal, count = self.entry.removal
         transaction = b"".join((MULTI, self.commands, removal, EXEC))
         self._answers.submit(
             Operation(transaction, self.count + count + 2, self._transacted, key=self.entry.key, waits=True)
         )
+
+    def _asked(self, replies: list[Reply], error: Exception | None) -> None:
+        if error is not None:
+            if not self._answers.closed:
+                self.transact()  # what ran already does not run again: the entry is gone
+        elif isinstance(replies[0], ReplyError):
+            if replies[0].code == "OOM":
+                asyncio.get_running_loop().call_later(_RETRY_AFTER, self.transact)
+                return
+            self.refusal = b""  # scripts are not for us, or the reply is not: the transaction tells
+            self.transact()
+        else:
+            if not replies[0]:
+                self._answers.problem("another worker has a request by now that was refused here: it answers")
+            self.entry.removed()
 
     def _transacted(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None:

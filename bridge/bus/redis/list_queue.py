@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
-from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.answers import Answers, reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
@@ -21,13 +21,16 @@ _BLOCK = 5  # s; how long one BLMOVE waits
 _FIRST_TAKE = 4
 _MAX_TAKE = 128
 
+# The list of what a worker has in hand is changed by others only where they took it for gone.
+_IF_OURS = reply_if(b"redis.call('LREM', KEYS[1], -1, ARGV[3]) == 1")
+
 _NO_HEADERS: Mapping[str, str] = {}
 
 
 class ListEntry:
     """One request in hand: a ``Delivery``. A list has neither ids, times nor headers."""
 
-    __slots__ = ("_queue", "claimed", "done", "payload")
+    __slots__ = ("_queue", "claimed", "done", "payload", "perhaps_lost_at")
 
     doubtful = False
     pulled = True
@@ -41,16 +44,25 @@ class ListEntry:
         self.payload = payload
         self.claimed = claimed
         self.done = False
+        self.perhaps_lost_at = queue.perhaps_lost_at()
 
     @property
     def queue(self) -> str:
         """See ``Delivery.queue``."""
         return self._queue.name
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery.finish``."""
         if not self.done:
-            self._queue.answers.finish(address, payload, self)
+            self._queue.answers.finish(address, payload, self, refusal=refusal)
             self.done = True
 
     def reject(self, reason: str) -> None:
@@ -91,6 +103,11 @@ class ListEntry:
     def removed(self) -> None:
         """See ``Entry.removed``."""
         self._queue.let_go(self.payload)
+
+    def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
+        """See ``Entry.if_ours``."""
+        keys = (self._queue.processing, reply)
+        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, self.payload)
 
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """See ``Entry.dead_letter``."""

@@ -8,6 +8,7 @@ This room never says which command takes an entry.
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -25,6 +26,8 @@ _ASIDE = 2.0  # s; before a queue that cannot be read is asked again, where othe
 
 class Pull(ABC):
     """A consumer that asks for entries, one question at a time, on a connection of its own or on a shared one."""
+
+    _claim_after: float
 
     def __init__(
         self,
@@ -171,6 +174,10 @@ class Pull(ABC):
         unblock = command(b"CLIENT", b"UNBLOCK", b"%d" % number)
         self.answers.submit(Operation(unblock, 1, done, key=self.key))
         return True
+
+    def perhaps_lost_at(self) -> float:
+        """From when on (``time.monotonic``) an entry taken now may be claimed by others, should we stand still."""
+        return time.monotonic() + self._claim_after / 3
 
     def deliver(self, delivery: Delivery) -> None:
         """Hand an entry over."""

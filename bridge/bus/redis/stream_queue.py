@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
-from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.answers import Answers, reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
@@ -18,6 +18,10 @@ from bridge.bus.redis.wire import Reply, command
 
 GROUP = b"esl-bridge"
 FIELD = b"data"
+_IF_OURS = reply_if(
+    b"(redis.call('XPENDING', KEYS[1], ARGV[3], ARGV[4], ARGV[4], 1)[1] or {})[2] == ARGV[5]",
+    b"redis.call('XACK', KEYS[1], ARGV[3], ARGV[4]) redis.call('XDEL', KEYS[1], ARGV[4])",
+)
 _BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
 _COUNT = 256  # entries a read when the room is not known
 
@@ -27,7 +31,7 @@ class StreamEntry:
 
     doubtful = False
     pulled = True
-    __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload")
+    __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload", "perhaps_lost_at")
 
     def __init__(self, queue: StreamQueue, ident: bytes, fields: list[bytes], *, claimed: bool, count: int) -> None:
         self._queue = queue
@@ -35,6 +39,7 @@ class StreamEntry:
         self.claimed = claimed
         self.count = count
         self.entry_id = ident.decode()
+        self.perhaps_lost_at = queue.perhaps_lost_at()
         self.done = False
         self.headers: Mapping[str, str] = {}
         if len(fields) == 2 and fields[0] == FIELD:
@@ -59,10 +64,18 @@ class StreamEntry:
         """See ``Delivery.queued_at``: the time in the entry's id."""
         return int(self.ident.partition(b"-")[0]) / 1000
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+    def finish(
+        self,
+        address: str,
+        payload: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        refusal: bool = False,
+    ) -> None:
         """See ``Delivery.finish``."""
         if not self.done:
-            self._queue.answers.finish(address, payload, self)
+            self._queue.answers.finish(address, payload, self, refusal=refusal)
             self.done = True
 
     def reject(self, reason: str) -> None:
@@ -103,6 +116,11 @@ class StreamEntry:
         """See ``Entry.removed``."""
         self._queue.in_hand.pop(self.ident, None)
 
+    def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
+        """See ``Entry.if_ours``."""
+        keys = (self.key, reply)
+        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, GROUP, self.ident, self._queue.worker)
+
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """See ``Entry.dead_letter``."""
         return (
@@ -127,7 +145,7 @@ class StreamQueue(Pull):
         sharing: Sharing,
     ) -> None:
         super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
-        self._worker = worker.encode()
+        self.worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}
         key = self.key
@@ -176,7 +194,7 @@ class StreamQueue(Pull):
         self.answered(replies[:1] if fault else replies[1:], error)
 
     def _question(self, count: int, *more: bytes) -> bytes:
-        return command(b"XREADGROUP", b"GROUP", GROUP, self._worker, b"COUNT", b"%d" % count, *more)
+        return command(b"XREADGROUP", b"GROUP", GROUP, self.worker, b"COUNT", b"%d" % count, *more)
 
     def take(self, reply: Reply) -> bool:
         """Hand over what one XREADGROUP brought; False when it brought nothing."""
@@ -222,7 +240,7 @@ class StreamQueue(Pull):
         """Renew what is in hand; look for what silent workers left."""
         if self.in_hand:
             # Only what is still ours: an entry that another has claimed meanwhile is not taken back.
-            mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + 64), self._worker)
+            mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + 64), self.worker)
             self.answers.submit(Operation(mine, 1, self._renew, key=self.key))
         if not self.stopping and self.room_left() > 0:
             idle = b"%d" % int(self._claim_after * 1000)
@@ -234,7 +252,7 @@ class StreamQueue(Pull):
             return
         mine = [pending[0] for pending in replies[0] if pending[0] in self.in_hand]
         if mine:
-            renewal = command(b"XCLAIM", self.key, GROUP, self._worker, b"0", *mine, b"JUSTID")
+            renewal = command(b"XCLAIM", self.key, GROUP, self.worker, b"0", *mine, b"JUSTID")
             self.answers.submit(Operation(renewal, 1, ignore, key=self.key))
 
     def _claim(self, replies: list[Reply], error: Exception | None) -> None:
@@ -249,7 +267,7 @@ class StreamQueue(Pull):
         if not wanted:
             return
         idle = b"%d" % int(self._claim_after * 1000)
-        claim = command(b"XCLAIM", self.key, GROUP, self._worker, idle, *wanted)
+        claim = command(b"XCLAIM", self.key, GROUP, self.worker, idle, *wanted)
 
         def claimed(replies: list[Reply], error: Exception | None) -> None:
             if error is not None:
@@ -267,14 +285,14 @@ class StreamQueue(Pull):
 
     def give_back(self) -> None:
         """What the server gave us and we never saw may be claimed at once."""
-        mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + _COUNT), self._worker)
+        mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + _COUNT), self.worker)
 
         def listed(replies: list[Reply], error: Exception | None) -> None:
             if error is None and isinstance(replies[0], list):
                 unseen = [pending[0] for pending in replies[0] if pending[0] not in self.in_hand]
                 if unseen:
                     idle = b"%d" % int(self._claim_after * 1000)
-                    free = command(b"XCLAIM", self.key, GROUP, self._worker, b"0", *unseen, b"IDLE", idle, b"JUSTID")
+                    free = command(b"XCLAIM", self.key, GROUP, self.worker, b"0", *unseen, b"IDLE", idle, b"JUSTID")
                     self.answers.submit(Operation(free, 1, ignore, key=self.key, waits=True))
 
         self.answers.submit(Operation(mine, 1, listed, key=self.key))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,29 @@ async def test_a_silent_workers_list_is_taken_over(
     (_, letter), *_ = await client.xrange(f"{queue}.dead")
     assert letter == {b"data": b"1", b"reason": b"counted", b"queue": queue.encode(), b"count": b"2"}
     await eventually(lambda: client.smembers(f"{{{queue}}}.workers"), lambda value: value == {b"heir"})
+
+
+async def test_no_refusal_is_told_for_an_entry_that_another_worker_has(
+    open_list: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    """A worker that stood still for longer than ``claim_after`` and says "no" when it is back."""
+    bus = await open_list(valkey_server.url, worker="frozen", claim_after=0.6)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    await client.lpush(queue, b"claimed", b"ours", b"claimed, and ran here")
+    await eventually(lambda: len(taken) == 3)
+    mine, theirs = f"{{{queue}}}.processing.frozen", f"{{{queue}}}.processing.heir"
+    for payload in (b"claimed", b"claimed, and ran here"):
+        await client.lrem(mine, 1, payload)
+        await client.lpush(theirs, payload)
+    await eventually(lambda: time.monotonic() > taken[2].perhaps_lost_at)  # type: ignore[attr-defined]
+    address = f"esl.reply.{queue}"
+    for delivery in taken:
+        delivery.finish(address, delivery.payload, "", refusal=delivery.payload != b"claimed, and ran here")
+    await eventually(lambda: client.llen(address), lambda length: length >= 2)
+    assert sorted(await client.lrange(address, 0, -1)) == [b"claimed, and ran here", b"ours"]
+    assert await client.llen(mine) == 0
+    assert await client.llen(theirs) == 2
 
 
 async def test_what_a_living_worker_has_in_hand_is_not_taken_over(

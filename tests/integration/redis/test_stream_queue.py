@@ -125,6 +125,58 @@ async def test_a_silent_workers_entries_are_claimed(
     assert entries[0][b"data"] == b"left behind"
 
 
+@pytest.mark.parametrize("kind", ["", "pubsub:"])
+async def test_no_refusal_is_told_for_an_entry_that_another_worker_has(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    kind: str,
+) -> None:
+    """A worker that stood still for longer than ``claim_after`` and says "no" when it is back."""
+    bus = await open_redis(valkey_server.url, worker="frozen", claim_after=0.6)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    heard: list[bytes] = []
+    address = f"{kind}{queue}.answers"
+    if kind:
+        await bus.subscribe(f"{queue}.answers", lambda received: heard.append(received.payload))
+    for name in (b"claimed", b"ours", b"claimed, and ran here"):
+        await client.xadd(queue, {"data": name})
+    await eventually(lambda: len(taken) == 3)
+    for delivery in (taken[0], taken[2]):
+        await client.xclaim(queue, "esl-bridge", "heir", 0, [delivery.entry_id])
+    await eventually(lambda: time.monotonic() > taken[2].perhaps_lost_at)  # type: ignore[attr-defined]
+    for delivery in taken:
+        delivery.finish(address, delivery.payload, "", refusal=delivery is not taken[2])
+    if not kind:
+        await eventually(lambda: client.llen(address), lambda length: length >= 2)
+        assert await client.pttl(address) > 0
+        heard += await client.lrange(address, 0, -1)
+    await eventually(lambda: len(heard) >= 2)
+    assert sorted(heard) == [b"claimed, and ran here", b"ours"]
+    pending = await client.xpending_range(queue, "esl-bridge", "-", "+", 10)
+    assert [(one["message_id"].decode(), one["consumer"]) for one in pending] == [(taken[0].entry_id, b"heir")]
+    assert await client.xlen(queue) == 1
+
+
+async def test_a_refusal_is_told_where_scripts_are_not_allowed(
+    open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually
+) -> None:
+    server = await start_valkey('rename-command EVAL ""\n')
+    bus = await open_redis(server.url, worker="w1", claim_after=0.03)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        await client.xadd(queue, {"data": b"x"})
+        await eventually(lambda: taken)
+        await eventually(lambda: time.monotonic() > taken[0].perhaps_lost_at)  # type: ignore[attr-defined]
+        taken[0].finish(f"esl.reply.{queue}", b"no", "", refusal=True)
+        assert await client.blpop([f"esl.reply.{queue}"], timeout=10) == (f"esl.reply.{queue}".encode(), b"no")
+        assert await client.xlen(queue) == 0
+
+
 async def test_an_entry_that_was_let_go_is_the_next_ones(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:

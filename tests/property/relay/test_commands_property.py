@@ -92,7 +92,9 @@ class Given:
     headers: dict[str, str] = field(default_factory=dict)
     loop: Any = None
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def finish(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         assert address == self.reply_to
         self.log.append((self.loop.time(), "final", decode_reply(payload)))
 
@@ -237,7 +239,9 @@ class Bus:
     def __init__(self) -> None:
         self.by_address: dict[str, Given] = {}
 
-    def send(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def send(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         one = self.by_address[address]
         reply = decode_reply(payload)
         one.log.append((one.loop.time(), "late" if reply.late else "accepted", reply))

@@ -144,7 +144,9 @@ class Worker:
             else:
                 self.held.append(lambda: None if self.dead else leave())
 
-    def send(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def send(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         reply = decode_reply(payload)
         self.write(lambda: ENTRIES[address].told.append(reply))
 
@@ -222,7 +224,9 @@ class Handed:
         self.over = False
         self.in_hand = True
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def finish(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         assert not self.over, "two final replies of one delivery"
         self.over = True
         reply = decode_reply(payload)

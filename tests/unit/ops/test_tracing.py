@@ -41,7 +41,7 @@ class Inner:
         self.rejected = ""
         self.let = False
 
-    def finish(self, *args: Any) -> None:
+    def finish(self, *args: Any, refusal: bool = False) -> None:
         self.finished.append(args)
 
     def reject(self, reason: str) -> None:

@@ -139,7 +139,9 @@ class FakeDelivery:
     rejected: list[str] = field(default_factory=list)
     let: bool = False
 
-    def finish(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def finish(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         self._once()
         self.sent.append((address, payload, content_type, headers or {}))
 
@@ -173,7 +175,9 @@ class FakeBus:
         self.max_payload = 1 << 20
         self.sent: list[tuple[str, CommandReply]] = []
 
-    def send(self, address: str, payload: bytes, content_type: str, headers: Any = None) -> None:
+    def send(
+        self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
+    ) -> None:
         assert len(payload) <= self.max_payload
         self.sent.append((address, decode_reply(payload)))
 
