@@ -135,6 +135,14 @@ async def test_nodes_that_cannot_be_asked_leave_the_answer_open(make_world: Any)
     assert not world.calls.is_unknown("u1")
 
 
+async def test_no_look_up_unloads_the_event_socket(make_world: Any) -> None:
+    world = make_world(["fs1", "fs2"])
+    for uuid in ("unload-mod_event_socket", "MOD_EVENT_SOCKET:Reload"):
+        given = world.put(command="status", to=f"call:{uuid}")
+        assert (given.reply.status, given.reply.executed) == (Status.NO_ROUTE, Executed.NO)
+    assert [pool.given for pool in world.nodes.pools.values()] == [[], []]
+
+
 async def test_large_fleets_are_not_asked_node_by_node(make_world: Any) -> None:
     world = make_world(["fs1", "fs2"], scatter_limit=1)
     assert world.put(command="uuid_kill u1").reply.status is Status.NO_ROUTE
