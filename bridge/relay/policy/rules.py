@@ -11,8 +11,8 @@ from typing import NamedTuple
 from bridge.messages.request import CommandRequest
 from bridge.relay.policy.acts import acts_of, block_of, plain_verb
 from bridge.relay.policy.defaults import DEFAULT_DENY
-from bridge.relay.policy.patterns import Act, Pattern
-from bridge.relay.policy.text import Unreadable
+from bridge.relay.policy.patterns import QUOTING, Act, Pattern
+from bridge.relay.policy.text import Unreadable, unexpanded
 
 _CACHE_LIMIT = 1024
 _CACHED_LENGTH = 1024
@@ -132,9 +132,11 @@ class Policy:
     def _judge_text(self, request: CommandRequest, node: str, verdict: _Verdict, text: str | None = None) -> _Verdict:
         if self._texts:
             text = block_of(request) if text is None else text
+            # FreeSWITCH takes quotes away when it cuts a line into its parts, and so it does with unset variables.
+            readings = dict.fromkeys((text, text.translate(QUOTING), unexpanded(text.translate(QUOTING))))
             act = Act("op", request.op, request.op)
             for pattern in self._texts:
-                if pattern.must_hold in text and pattern.matches(act, request.op, node, text):
+                if any(pattern.must_hold in one and pattern.matches(act, request.op, node, one) for one in readings):
                     denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
                     return _Verdict(denial, verdict.verbs)
         return verdict
@@ -158,6 +160,9 @@ class Policy:
             if pattern is not None:
                 reason = f"the policy denies {_named(acts[0], act)} (pattern {pattern.text!r})"
                 return _Verdict(Denial(reason, pattern.text), verbs)
+            if act.computed and any(one.needs_line for one in self._by_word.get(act.name, ())):
+                reason = f"the policy looks at the arguments of {_named(acts[0], act)}, and an expansion computes them"
+                return _Verdict(Denial(reason, ""), verbs)
         if self._allow:
             for act in acts:
                 if _first_match(self._allow, act, op, node, text) is None:
