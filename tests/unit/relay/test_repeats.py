@@ -56,6 +56,16 @@ async def test_two_contents_of_one_id(world: Any) -> None:
     assert world.put(command="y", id="a").reply.status is Status.INVALID
 
 
+async def test_an_id_of_one_nodes_queue_is_another_content_on_another_nodes(make_world: Any) -> None:
+    world = make_world(["fs1", "fs2"])
+    first = world.put(command="x", id="a", delivery={"queue": "esl.cmd.fs1"})
+    world.pool("fs1").take().api("one")
+    other = world.put(command="x", id="a", delivery={"queue": "esl.cmd.fs2"})
+    assert (other.reply.status, other.reply.node) == (Status.INVALID, "")
+    same = world.put(command="x", id="a", to="fs1")  # the same command for the same node
+    assert (first.reply.node, same.reply.node, same.reply.replayed) == ("fs1", "fs1", True)
+
+
 async def test_safe_verbs_write_nothing(world: Any) -> None:
     for _ in range(2):
         given = world.put(command="show channels", id="a")
@@ -256,7 +266,7 @@ async def test_a_late_answer_follows_the_final_reply_even_when_it_overtakes_the_
 
 async def test_a_repeat_that_expires_in_line_still_hears_the_outcome(world: Any, until: Any) -> None:
     line = {"queue": "esl.cmd.fs1"}
-    world.put(command="x", id="a")
+    world.put(command="x", id="a", to="fs1")
     world.pool().take().api("+OK")
     world.put(command="y", delivery=line)
     repeat = world.put(command="x", id="a", timeout_ms=5, delivery=line)

@@ -123,6 +123,15 @@ async def test_a_call_that_nobody_has(make_world: Any) -> None:
     assert [len(pool.given) for pool in world.nodes.pools.values()] == [1, 1]
 
 
+async def test_only_the_call_that_was_asked_for_does_not_exist(make_world: Any) -> None:
+    world = make_world()
+    elsewhere = world.put(command="uuid_exists u1", to="call:u2")
+    itself = world.put(command="uuid_exists u2", to="call:u2")
+    world.pool().take().api("false")
+    assert (elsewhere.reply.status, elsewhere.reply.executed) == (Status.NO_ROUTE, Executed.NO)
+    assert (itself.reply.status, itself.reply.result) == (OK, "false")
+
+
 async def test_nodes_that_cannot_be_asked_leave_the_answer_open(make_world: Any) -> None:
     world = make_world(["fs1", "fs2", "fs3"])
     world.nodes.states["fs3"] = "DOWN"
@@ -197,6 +206,13 @@ async def test_all_nodes_answer(make_world: Any) -> None:
         ("fs2", "two", "a", None),
     ]
     assert world.put(command="x", id="a", to="all").reply.replies[1].result == "two"
+
+
+async def test_all_without_any_node(make_world: Any) -> None:
+    world = make_world()
+    world.nodes.pools.clear()
+    reply = world.put(command="x", id="a", to="all").reply
+    assert (reply.status, reply.executed) == (Status.UNAVAILABLE, Executed.NO)
 
 
 async def test_all_tells_the_worst_and_where_they_disagree(make_world: Any) -> None:
