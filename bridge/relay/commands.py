@@ -148,7 +148,7 @@ class CommandRelay:
             self._desk.bury(delivery, "a fault of the bridge: the request could not be read")
             return
         if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
-            self._desk.bury(delivery, "too many repeats of requests that still run")
+            self._desk.bury(delivery, "too many requests wait for what the ledger says of them")
             return
         try:
             self._check(exchange)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -131,6 +132,17 @@ async def test_busy_and_draining_workers_still_know_outcomes(make_world: Any) ->
     assert world.put(command="x", id="c").reply.status is Status.BUSY
     world.pool().take().api("+OK")
     assert (waiting.reply.status, waiting.reply.replayed) == (OK, True)
+
+
+async def test_a_burst_is_answered_although_the_ledger_takes_its_time(make_world: Any, slow_ledger: Any) -> None:
+    world = make_world(ledger=slow_ledger, max_in_flight=2)
+    burst = [world.put(command="x", id=f"b{number}") for number in range(20_000)]
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    statuses = Counter(one.reply.status for one in burst)
+    assert (statuses, world.dead) == ({OK: 2, Status.BUSY: 19_998}, [])
 
 
 async def test_too_many_repeats_are_dead_letters(make_world: Any) -> None:
