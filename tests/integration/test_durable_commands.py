@@ -158,7 +158,17 @@ async def test_denials_are_counted_and_the_audit_hides_secrets(house: House) -> 
     denied = await client.request({"command": "system id"}, timeout=10)
     assert (denied.status, denied.executed) == ("denied", "no")
     await client.request({"command": "originate {sip_auth_password=hunter22}user/1000 &park"}, timeout=10)
-    await house.until(lambda: len(notices) >= 2)
-    assert "hunter22" not in json.dumps(notices)
+    message = {"call-command": "execute", "execute-app-name": "playback", "x-password": "hunter23"}
+    await client.request({"op": "sendmsg", "uuid": "u1", "headers": message, "to": "fs1"}, timeout=10)
+    await client.request({"op": "hangup", "uuid": "u1", "cause": "USER_BUSY", "to": "fs1"}, timeout=10)
+    await house.until(lambda: len(notices) >= 4)
+    assert "hunter2" not in json.dumps(notices)
+    asked = {notice["op"]: notice["command"] for notice in notices}
+    assert asked["sendmsg"] == "call-command=execute execute-app-name=playback x-password=***"
+    assert asked["hangup"] == "USER_BUSY"
+    await client.request({"command": "eval " + "x" * 1_047_000, "to": "fs1"}, timeout=10)  # denied, too: that long
+    await house.until(lambda: len(notices) >= 5)  # nearly all that NATS lets through, and the notice says more
+    assert len(notices[-1]["command"]) == 16_384
+    assert all(notice["queue"] == "esl.cmd" and notice["reply_to"] for notice in notices)
     assert {notice["status"] for notice in notices} >= {"denied"}
-    assert b'esl_bridge_commands_denied_total{op="api"} 1.0' in worker.metrics.render()
+    assert b'esl_bridge_commands_denied_total{op="api"} 2.0' in worker.metrics.render()
