@@ -293,14 +293,14 @@ def _app_at(position: int) -> Callable[[str], Iterator[Found]]:
     return read
 
 
+_DIGIT_ACTION = re.compile(r"(?<![A-Za-z])(exec|api)(?:\[[^\]]*\])?:(?:[a-z]+:)?([^\s,:]+),?", re.IGNORECASE)
+
+
 def _digit_action(arguments: str) -> Iterator[Found]:
     """``realm,digits,exec:app,argument`` or ``...,api:command,argument``, with flags in between."""
-    for match in re.finditer(
-        r"(?<![A-Za-z])(exec|api)(?:\[[^\]]*\])?:(?:[a-z]+:)?([^\s,:]+),?(.*)",
-        texts.bare(arguments),
-        re.DOTALL | re.IGNORECASE,
-    ):
-        yield ("api" if match[1].lower() == "api" else "app"), match[2], match[3]
+    text = texts.bare(arguments)
+    for match in _DIGIT_ACTION.finditer(text):
+        yield ("api" if match[1].lower() == "api" else "app"), match[2], text[match.end() :]
 
 
 # Commands and applications whose arguments hold further ones in a way of their own. What `read_text` finds anywhere

@@ -19,13 +19,14 @@ _HOOK_NAME = (
 _HOOK = re.compile(rf"(?<![A-Za-z0-9-])(?:_nolocal_)?({_HOOK_NAME})\s*([=\[])", re.IGNORECASE)
 _HOOK_ONLY = re.compile(rf"(?:nolocal:|local:|_nolocal_|sip_)?({_HOOK_NAME})\s*(?:\[.*)?\Z", re.IGNORECASE | re.DOTALL)
 _HOOK_VALUE = re.compile(r"[\s'\"\\]*([^\s:,;'\"\\\]}>()|]+)(.*)", re.DOTALL)
-_ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?(.*)", re.IGNORECASE | re.DOTALL)
+_ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?", re.IGNORECASE)
 _QUOTES = str.maketrans("", "", "'\"")
-_AMPERSAND = re.compile(r"&(?<![^\s'\"&]&)&*\s*([^\s('\"&]+)(.*)", re.DOTALL)
+_AMPERSAND = re.compile(r"(&++)(?:\s*+([^\s('\"&]++))?")
 _BRACKET = re.compile(r"\\.|['{}\[\]()]", re.DOTALL)
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "s": " "}
 _OWN_DELIMITER = re.compile(r"(?=\^\^)")
 _MAX_DELIMITERS = 8
+_MAX_NESTED = 16
 _EXPANSION = re.compile(r"\$\{[^{}]*\}")
 _ENCODED_EXPANSION = re.compile(r"%24\s*(?:%7b|\{)", re.IGNORECASE)
 
@@ -121,11 +122,12 @@ def redelimited_within(text: str) -> Iterator[str]:
 
 
 def unexpanded(text: str) -> str:
-    """The text as it is when nothing is set of what it expands."""
-    for _ in range(text.count("${")):
-        text, found = _EXPANSION.subn("", text)
+    """The text as it is when nothing is set of what it expands, some ``${...}`` deep."""
+    found = text.count("${")
+    for _ in range(_MAX_NESTED):
         if not found:
             break
+        text, found = _EXPANSION.subn("", text)
     return text
 
 
@@ -225,14 +227,18 @@ def hook(variable: str, value: str) -> Iterator[tuple[str, str, str]]:
 def ampersand_apps(text: str) -> Iterator[tuple[str, str]]:
     """``(application, argument)`` of ``&app(argument)``, as in ``originate``."""
     for match in _AMPERSAND.finditer(text):
-        if "$" in match[1]:
+        start, name = match.start(), match[2]
+        if not name or (
+            len(match[1]) == 1 and start and text[start - 1] not in "'\"" and not text[start - 1].isspace()
+        ):
+            continue
+        if "$" in name:
             raise Unreadable("an application whose name is computed by an expansion")
-        argument = match[2]
-        if argument.startswith("("):
-            argument = argument[1 : argument.rindex(")")] if ")" in argument else argument[1:]
-            yield match[1], argument
+        if text.startswith("(", match.end()):
+            last = text.rfind(")")
+            yield name, text[match.end() + 1 : last if last > match.end() else len(text)]
         else:
-            yield match[1], ""
+            yield name, ""
 
 
 def endpoint_apps(text: str) -> Iterator[tuple[str, str]]:
@@ -240,7 +246,7 @@ def endpoint_apps(text: str) -> Iterator[tuple[str, str]]:
     if "loopback/app" not in text.lower():
         return
     for match in _ENDPOINT_APP.finditer(text):
-        yield match[1], match[2]
+        yield match[1], text[match.end() :]
 
 
 def broadcast_app(path: str) -> tuple[str, str] | None:

@@ -260,6 +260,7 @@ def test_everyday_applications_pass(app: str, arg: str) -> None:
         "originate user/1000 &sys''tem(ls)",
         "originate user/1000 &'system(ls)'",
         "originate user/1000 '&log($''{system ls})'",
+        "originate {x='a &b'}user/1000 &system(ls)",
         "originate {api_hang''up_hook='system ls'}user/1000 &park",
         "originate loopback/a''pp=system:ls &park",
         "originate user/1000 '&playback(shell_st''ream://ls)'",
@@ -310,6 +311,7 @@ def test_nothing_hides_behind_how_freeswitch_reads_texts(command: str) -> None:
         ("set", "api_hangup_hook[0]=system ls"),
         ("export", "nolocal:api_hangup_hook,system ls"),
         ("bind_digit_action", "realm,1,EXEC:system,ls"),
+        ("bind_digit_action", "exec:x,1,exec:system,ls"),
         ("bind_digit_action", "realm,1,ex''ec:system,ls"),
         ("bind_digit_action", "^^;realm;1;exec:system;ls"),
         ("limit_execute", "^^;hash;realm;id;5;system;ls"),
@@ -361,10 +363,13 @@ def test_computed_arguments_are_denied_only_where_a_rule_asks_for_them() -> None
     assert policy.check(api("expand originate user/${x} &park")) is not None
 
 
-@pytest.mark.parametrize("text", ["inline:" * 9_000, "a/inline:" * 7_000, "^^;^^,^^:^^|" + "a;b,c:d|" * 8_000])
+@pytest.mark.parametrize(
+    "text", ["&" * 60_000, "x &" * 20_000, "inline:" * 9_000, "a/inline:" * 7_000, "^^;^^,^^:^^|" + "a;b,c:d|" * 8_000]
+)
 def test_what_would_take_long_to_read_is_not_read_to_its_end(text: str) -> None:
     began = time.perf_counter()
     DEFAULT.check(api(f"eval {text}"))
+    DEFAULT.check(api("uuid_chat " + "${" * 100_000 + "}" * 100_000))
     assert time.perf_counter() - began < 2.0  # it takes a tenth of a second; without a bound minutes
 
 
