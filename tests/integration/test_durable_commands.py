@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -104,6 +106,26 @@ async def test_the_client_uses_the_durable_queue(nats_house: House) -> None:
     assert [reply.result for reply in replies] == [f"o{number}" for number in range(20)]
     ran = [line for line in switch.executed if line.startswith("eval o")]
     assert ran == [f"eval o{number}" for number in range(20)]
+
+
+async def test_a_request_that_may_be_stored_is_waited_for(nats_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = await nats_house.switch()
+    await nats_house.worker(switch, commands={"durable": True})
+    client = await nats_house.client()
+    await client.call({"command": "eval first"}, timeout=10, queue="esl.queue")
+    monkeypatch.setattr("bridge.bus.nats.durable.API_TIMEOUT", 0.2)
+    asked: dict[str, Any] = client.bus._durable._questions._open  # type: ignore[attr-defined]
+    server = nats_house.broker._process
+    assert server is not None
+    os.kill(server.pid, signal.SIGSTOP)  # it has the request and says nothing
+    try:
+        pending = asyncio.create_task(client.call({"command": "eval x"}, timeout=20, queue="esl.queue"))
+        await nats_house.until(lambda: asked)
+        await nats_house.until(lambda: not asked)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert (await pending).result == "x"
+    assert switch.executed["eval x"] == 1
 
 
 async def test_a_durable_request_that_cannot_be_answered_is_a_dead_letter(nats_house: House) -> None:
