@@ -389,6 +389,19 @@ async def test_a_job(switch: SimulatedSwitch, make_pool: MakePool, answers: Any,
     assert pool.in_flight == 0
 
 
+async def test_nobody_ends_anothers_job_with_an_event_of_his_own(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    pool = make_pool(switch.url)
+    jobs: list[str] = []
+    pool.submit_job("msleep 300", answers.take("j"), deadline=soon(), on_accepted=jobs.append)
+    await until(lambda: jobs)
+    forged = commands.sendevent("BACKGROUND_JOB", {"Job-UUID": jobs[0], "Job-Command": "msleep"}, "+OK forged")
+    assert (await pool.command(forged, 5)).ok
+    await until(lambda: "j" in answers.by_key)
+    assert "forged" not in answers["j"].result
+
+
 async def test_many_jobs_over_many_connections_get_their_own_results(
     switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
 ) -> None:
