@@ -23,8 +23,17 @@ Found = tuple[ActKind, str, str]
 
 
 def acts_of(request: CommandRequest) -> list[Act]:
-    """Every act of a request, the outermost first. Raises ``Unreadable``."""
+    """Every act of a request, the outermost first. Raises ``Unreadable``, with those that were found before."""
     reader = _Reader()
+    try:
+        _read(request, reader)
+    except Unreadable as error:
+        error.acts = reader.acts
+        raise
+    return reader.acts
+
+
+def _read(request: CommandRequest, reader: _Reader) -> None:
     op = request.op
     if op in ("api", "bgapi"):
         reader.read("api", *_split(request.command))
@@ -42,7 +51,6 @@ def acts_of(request: CommandRequest) -> list[Act]:
     else:
         reader.add("op", "sendevent", request.event)
         reader.read_message(request)
-    return reader.acts
 
 
 def plain_verb(line: str) -> str:

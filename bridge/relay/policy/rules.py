@@ -149,7 +149,7 @@ class Policy:
             if self._looks_inside:
                 reason = f"the policy looks inside commands and cannot understand this one: {error}"
                 return _Verdict(Denial(reason, ""), ())
-            acts = [Act("op", op, op)]
+            acts = [Act("op", op, op), *error.acts]  # limits hold all the same
         verbs = tuple([act.name for act in acts])
         for act in acts:
             pattern = self._exact.get(act.name)

@@ -7,8 +7,10 @@ it raises ``Unreadable``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote
+
+from bridge.relay.policy.patterns import Act
 
 # Channel variables whose value FreeSWITCH runs. Group 1: the name, group 2: the value and whatever follows it.
 _HOOK_NAME = (
@@ -32,7 +34,9 @@ _ENCODED_EXPANSION = re.compile(r"%24\s*(?:%7b|\{)", re.IGNORECASE)
 
 
 class Unreadable(Exception):
-    """The text cannot be understood; the message says why, for people."""
+    """The text cannot be understood; the message says why, for people, ``acts`` what was found in it before."""
+
+    acts: Sequence[Act] = ()
 
 
 def words(text: str, limit: int = 0) -> list[str]:

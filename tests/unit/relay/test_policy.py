@@ -355,6 +355,14 @@ def test_an_allow_list_is_not_asked_for_what_only_a_wrong_reading_finds() -> Non
     assert policy.check(api("originate user/1 answer,hangup inline")) is not None
 
 
+def test_limits_hold_for_what_cannot_be_understood() -> None:
+    policy = Policy(deny=[])
+    broken = "originate {x=(}user/1 &park"
+    assert policy.check(api(broken)) is None
+    assert "originate" in policy.verbs(api(broken))
+    assert {"expand", "originate"} <= set(policy.verbs(api(f"expand {broken}")))
+
+
 def test_computed_arguments_are_denied_only_where_a_rule_asks_for_them() -> None:
     assert DEFAULT.check(api("expand originate {x=${y}}user/1 &park")) is None
     assert DEFAULT.check(api("expand fsctl pause")) is None
