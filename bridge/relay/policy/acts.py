@@ -228,20 +228,27 @@ def _sched_api(arguments: str) -> Iterator[Found]:
 
 
 def _json(arguments: str) -> Iterator[Found]:
-    """``{"command": "fsapi", "data": {"cmd": ..., "arg": ...}}``, wherever in the document it stands."""
+    """``{"command": "fsapi", "data": {"cmd": ..., "arg": ...}}``, wherever in the document it stands.
+
+    FreeSWITCH takes the first of several equal keys, in upper or lower case: all of them count.
+    """
     try:
-        waiting: list[object] = [json.loads(arguments)]
+        waiting: list[object] = [json.loads(arguments, object_pairs_hook=tuple)]
     except (ValueError, RecursionError):
         raise Unreadable("arguments of json that are no JSON") from None
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting += value
-        elif isinstance(value, dict):
-            waiting += value.values()
-            if isinstance(value.get("cmd"), str):
-                line = f"{value['cmd']} {value.get('arg') or ''}"
-                yield "api", *_split(line)
+        elif isinstance(value, tuple):
+            pairs: list[tuple[str, object]] = [(name.lower(), inner) for name, inner in value]
+            waiting += [inner for _, inner in pairs]
+            texts_of = {
+                key: dict.fromkeys(str(inner or "") for name, inner in pairs if name == key) for key in ("cmd", "arg")
+            }
+            for command in texts_of["cmd"]:
+                for argument in texts_of["arg"] or [""]:
+                    yield "api", *_split(f"{command} {argument}")
 
 
 def _chat(arguments: str) -> Iterator[Found]:
@@ -323,12 +330,14 @@ _WRAPPERS: dict[str, Callable[[str], Iterator[Found]]] = {
     "uuid_setvar": _set_variable,
     "app:set": _push,
     "app:export": _push,
+    "bridge_export": _push,
     "push": _push,
     "unshift": _push,
     "uuid_broadcast": _broadcast(1),
     "sched_broadcast": _broadcast(1, 2),  # the application has no uuid
     "bind_meta_app": _broadcast(3),
     "limit_execute": _app_at(4),
+    "limit_hash_execute": _app_at(3),
     "app:tone_detect": _app_at(4),
     "api:tone_detect": _app_at(5),
     "bind_digit_action": _digit_action,

@@ -288,6 +288,10 @@ def test_everyday_applications_pass(app: str, arg: str) -> None:
         f"uuid_setvar {UUID} api_hangup_hook ARRAY::status|:system ls",
         f"uuid_setvar {UUID} sip_execute_on_image system ls",
         "global_setvar api_hangup_hook[0[x=system ls",
+        # FreeSWITCH's JSON takes the first of two keys, in any case
+        'json {"command":"fsapi","data":{"cmd":"system","cmd":"status","arg":"ls"}}',
+        'json {"command":"fsapi","data":{"CMD":"system","Arg":"ls"}}',
+        'json {"command":"fsapi","data":{"cmd":"fsctl","arg":"shutdown","arg":"pause"}}',
         # what FreeSWITCH fills in before it runs
         "expand bgapi ${x} ls",
         "expand expand sys${x}tem ls",
@@ -315,6 +319,8 @@ def test_nothing_hides_behind_how_freeswitch_reads_texts(command: str) -> None:
         ("bind_digit_action", "realm,1,ex''ec:system,ls"),
         ("bind_digit_action", "^^;realm;1;exec:system;ls"),
         ("limit_execute", "^^;hash;realm;id;5;system;ls"),
+        ("limit_hash_execute", "realm id 5 system ls"),
+        ("bridge_export", "api_hangup_hook,system ls"),
         ("limit_execute", 'hash realm id" 5 system ls "'),
         ("ARRAY::system", "ls"),
         ("limit_execute", "ARRAY::^^;hash;realm;id;5;system;ls"),
