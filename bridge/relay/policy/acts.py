@@ -121,8 +121,9 @@ class _Reader:
         if wrapper is not None:
             for found in wrapper(arguments):
                 self.read(*found)
-        for other in texts.redelimited(arguments):
-            self.read(kind, name, other)
+        if arguments.startswith("^^"):
+            for other in texts.redelimited(arguments):
+                self.read(kind, name, other)
         self.read_text(arguments)
         self._depth -= 1
 
@@ -131,8 +132,8 @@ class _Reader:
         keep them, without them, as the parts of a line lose them, and with the usual delimiters.
         """
         bare = texts.bare(text)
-        others = list(texts.redelimited_within(bare))
-        for one in dict.fromkeys((text, bare, *others)):
+        others = list(texts.redelimited_within(bare)) if "^^" in bare else []
+        for one in (text,) if bare is text and not others else dict.fromkeys((text, bare, *others)):
             self._charge(one)
             self._read_as_it_is(one)
         if "inline" in bare.lower():

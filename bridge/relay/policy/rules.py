@@ -132,13 +132,18 @@ class Policy:
     def _judge_text(self, request: CommandRequest, node: str, verdict: _Verdict, text: str | None = None) -> _Verdict:
         if self._texts:
             text = block_of(request) if text is None else text
+            readings = [text]
             # FreeSWITCH takes quotes away when it cuts a line into its parts, and so it does with unset variables.
-            readings = dict.fromkeys((text, text.translate(QUOTING), unexpanded(text.translate(QUOTING))))
+            if "'" in text or '"' in text or "\\" in text:
+                readings.append(text.translate(QUOTING))
+            if "${" in readings[-1]:
+                readings.append(unexpanded(readings[-1]))
             act = Act("op", request.op, request.op)
             for pattern in self._texts:
-                if any(pattern.must_hold in one and pattern.matches(act, request.op, node, one) for one in readings):
-                    denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
-                    return _Verdict(denial, verdict.verbs)
+                for one in readings:
+                    if pattern.must_hold in one and pattern.matches(act, request.op, node, one):
+                        denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
+                        return _Verdict(denial, verdict.verbs)
         return verdict
 
     def _judge_acts(self, request: CommandRequest, node: str, text: str) -> _Verdict:

@@ -105,7 +105,7 @@ def split(text: str, delimiter: str) -> list[str]:
 
 def bare(text: str) -> str:
     """The text as it is when FreeSWITCH has cut it: without quotes."""
-    return text.translate(_QUOTES)
+    return text.translate(_QUOTES) if "'" in text or '"' in text else text
 
 
 def redelimited(text: str) -> Iterator[str]:
@@ -118,7 +118,7 @@ def redelimited(text: str) -> Iterator[str]:
 
 def redelimited_within(text: str) -> Iterator[str]:
     """The same wherever one begins. Raises ``Unreadable`` for too many."""
-    starts = [found.start() for found in _OWN_DELIMITER.finditer(text)] if "^^" in text else []
+    starts = [found.start() for found in _OWN_DELIMITER.finditer(text)]
     if len(starts) > _MAX_DELIMITERS:
         raise Unreadable(f"more than {_MAX_DELIMITERS} delimiters of its own")
     for start in starts:
