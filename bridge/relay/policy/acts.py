@@ -309,14 +309,18 @@ def _app_at(position: int) -> Callable[[str], Iterator[Found]]:
     return read
 
 
-_DIGIT_ACTION = re.compile(r"(?<![A-Za-z])(exec|api)(?:\[[^\]]*\])?:(?:[a-z]+:)?([^\s,:]+),?", re.IGNORECASE)
+_DIGIT_ACTION = re.compile(r"(?<![A-Za-z])(exec|api):(?:[a-z]+:)?([^\s,:]+),?", re.IGNORECASE)
+_BEHIND_FLAGS = re.compile(r"\]:([^\s,:]+),?")
 
 
 def _digit_action(arguments: str) -> Iterator[Found]:
-    """``realm,digits,exec:app,argument`` or ``...,api:command,argument``, with flags in between."""
+    """``realm,digits,exec:app,argument`` or ``...,api:command,argument``; flags may stand between, ``exec[i]:app``."""
     text = texts.bare(arguments)
     for match in _DIGIT_ACTION.finditer(text):
         yield ("api" if match[1].lower() == "api" else "app"), match[2], text[match.end() :]
+    if "exec[" in text.lower():
+        for match in _BEHIND_FLAGS.finditer(text):  # brackets within brackets: what ends them is not worth counting
+            yield "app", match[1], text[match.end() :]
 
 
 # Commands and applications whose arguments hold further ones in a way of their own. What `read_text` finds anywhere

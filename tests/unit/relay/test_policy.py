@@ -316,6 +316,7 @@ def test_nothing_hides_behind_how_freeswitch_reads_texts(command: str) -> None:
         ("export", "nolocal:api_hangup_hook,system ls"),
         ("bind_digit_action", "realm,1,EXEC:system,ls"),
         ("bind_digit_action", "exec:x,1,exec:system,ls"),
+        ("bind_digit_action", "realm,1,exec[a[b]c]:system,ls"),
         ("bind_digit_action", "realm,1,ex''ec:system,ls"),
         ("bind_digit_action", "^^;realm;1;exec:system;ls"),
         ("limit_execute", "^^;hash;realm;id;5;system;ls"),
