@@ -254,7 +254,7 @@ async def test_what_cannot_be_answered_is_a_dead_letter(world: Any) -> None:
     assert world.put(b"\x00", delivery={"reply_to": ""}).rejected
 
 
-@pytest.mark.parametrize("subject", ["$JS.ACK.x", "fs.events.HEARTBEAT", "esl.cmd", "esl.queue.fs1"])
+@pytest.mark.parametrize("subject", ["$JS.ACK.x", "fs.events.HEARTBEAT", "esl.cmd", "esl.queue.fs1", "a.*"])
 async def test_reply_subjects_of_others_are_never_written_to(world: Any, subject: str) -> None:
     given = world.put(command="status", delivery={"reply_to": subject})
     assert "not permitted" in given.rejected[0]
