@@ -63,6 +63,19 @@ async def test_2000_pipelined_commands_each_get_their_own_reply(
     assert sum(count for line, count in switch.executed.items() if line.startswith("echo")) == 2000
 
 
+async def test_what_its_connection_did_not_write_counts_as_unwritten(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any
+) -> None:
+    pool = make_pool(switch.url)
+    await pool.api("status", 5)
+    submission = pool.submit(commands.api("status"), answers.take("s"), deadline=soon())
+    assert submission.written_at > 0
+    submission.lost(ConnectionLost("cut"), sent=False)
+    assert submission.written_at == 0
+    submission.cancel()
+    assert pool.in_flight == pool.waiting == 0
+
+
 async def test_a_refused_command_is_a_reply(switch: SimulatedSwitch, make_pool: MakePool) -> None:
     pool = make_pool(switch.url)
     reply = await pool.api("no_such_thing", 5)
