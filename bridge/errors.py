@@ -31,7 +31,8 @@
     └── CommandFailed               the reply to a request, as the client raises it; carries the reply
         ├── CommandError            status error: FreeSWITCH answered -ERR or -USAGE
         ├── NotExecuted             executed: no. It may simply be sent again
-        │   ├── Denied, Invalid, Busy, Draining, Expired, Unavailable, NoRoute, TooLarge
+        │   ├── Denied, Invalid, Busy, Draining, Expired, Unavailable, NoRoute
+        ├── TooLarge                the request (executed: no), or its reply (executed: yes)
         └── OutcomeUnknown          executed: unknown
             ├── Timeout             sent, no answer within the budget
             └── LinkLost            the link or the worker died after the command was written

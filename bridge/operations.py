@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -33,6 +33,10 @@ from bridge.relay.exchange import Exchange
 if TYPE_CHECKING:
     from bridge.ops.http import HttpServer
     from bridge.ops.tracing import OtlpTracing
+
+
+AUDIT_LIMIT: Final = 16_384
+"""Characters of a command that its audit notice tells."""
 
 
 class Operations:
@@ -190,16 +194,17 @@ class Operations:
             "in_hand": hand,
         }
 
-    def audit(self, request: CommandRequest, reply: CommandReply) -> AuditNotice:
-        """The notice of a request and its outcome, without secrets."""
+    def audit(self, request: CommandRequest, reply: CommandReply, queue: str, address: str) -> AuditNotice:
+        """The notice of a request from this queue and its outcome, told at this address; without secrets."""
         redactor = self.journal.redactor
         return AuditNotice(
             id=reply.id or request.id,
             op=request.op,
-            command=redactor.command(request.command or f"{request.app or request.event} {request.arg}".strip()),
+            command=redactor.command(_asked(request)),
             uuid=request.uuid,
             to=request.to,
-            reply_to=request.reply_to,
+            queue=queue,
+            reply_to=address,
             status=reply.status,
             executed=reply.executed,
             error=redactor.command(reply.error or ""),
@@ -214,6 +219,14 @@ class Operations:
         if not self._bus.connected:
             raise BusUnavailable("the bus is not connected")
         return await self._client.request(msgspec.convert(fields, dict[str, Any]), timeout=timeout)
+
+
+def _asked(request: CommandRequest) -> str:
+    """What FreeSWITCH would do for it, of messages and events the headers; cut, so that no bus refuses the notice."""
+    words = [request.command, request.app, request.arg, request.cause, request.event]
+    words += [f"{name}={value}" for name, value in request.headers.items()]
+    text = " ".join(word for word in words if word)
+    return text if len(text) <= AUDIT_LIMIT else text[: AUDIT_LIMIT - 1] + "…"
 
 
 __all__ = ["TEXT_LIMIT", "Operations"]

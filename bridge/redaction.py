@@ -11,13 +11,15 @@ from collections.abc import Iterable, Mapping
 HIDDEN = "***"
 
 _AUTHORITY = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]{0,30}://)(?P<user>[^\s/?#\"'<>]*)@")
-_LOOSE_AUTHORITY = re.compile(r"(?P<scheme>\b(?:fs|fs\+tls|fs\+unix)://)(?P<user>[^\s\"'<>]*)@")
+_LOOSE_SCHEME = re.compile(r"\b(?:fs|fs\+tls|fs\+unix)://")
+_UNSPACED = re.compile(r"[^\s\"'<>]+")
 _LIST = re.compile(r",(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _QUERY = re.compile(r"(?P<key>[?&](?:password|passwd|pass|pwd|token|secret|auth)=)[^&\s\"']*", re.IGNORECASE)
 _ESL_AUTH = re.compile(r"(?P<verb>\b(?:userauth|auth)[ \t]+)(?P<rest>[^\s\"']+)(?=\s*(?:\\n|\n|$))")
 # Channel variables in a command line: {sip_auth_password=secret,...}; FreeSWITCH's names end in password, not begin.
+# What stands before is no part of it: a search for the beginning of each name takes minutes in a text of many dots.
 _VARIABLE = re.compile(
-    r"(?P<name>\b[\w.\-]*(?:passw(?:or)?d|passphrase|secret|token|api_?key|credentials?|[-_]pin)\s*=\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;\]}>&\"']+)",
+    r"(?P<name>(?:passw(?:or)?d|passphrase|secret|token|api_?key|credentials?|[-_]pin)\s*=\s*)(?P<value>'[^']*'|\"[^\"]*\"|[^\s,;\]}>&\"']+)",
     re.IGNORECASE,
 )
 # The same with words: "uuid_setvar <uuid> sip_auth_password x", "hash insert/realm/password/x" is not one.
@@ -56,13 +58,22 @@ def _hide_authority(match: re.Match[str]) -> str:
     return f"{match['scheme']}{_visible_user(match['user'])}@"
 
 
+def _hide_loose_authority(match: re.Match[str]) -> str:
+    """A password may hold slashes: the last @ ends it."""
+    text = match[0]
+    scheme, end = _LOOSE_SCHEME.search(text), text.rfind("@")
+    if scheme is None or end < scheme.end():
+        return text
+    return text[: scheme.end()] + _visible_user(text[scheme.end() : end]) + text[end:]
+
+
 def redact_text(text: str, known: Iterable[str] = ()) -> str:
     """Return free text (a log line, a traceback) without URL passwords, ESL logins and the ``known`` secrets."""
     for secret in known:
         if secret in text:
             text = text.replace(secret, HIDDEN)
     if "://" in text:
-        text = _LOOSE_AUTHORITY.sub(_hide_authority, text)
+        text = _UNSPACED.sub(_hide_loose_authority, text)
         text = _AUTHORITY.sub(_hide_authority, text)
         text = _QUERY.sub(lambda match: match["key"] + HIDDEN, text)
     if "=" in text:

@@ -391,7 +391,7 @@ class Worker:
         self.metrics.denied(op)
         log.warning("command denied", op=op, reason=reason)
 
-    def _audit(self, request: CommandRequest, reply: CommandReply) -> None:
+    def _audit(self, request: CommandRequest, reply: CommandReply, queue: str, address: str) -> None:
         self.operations.journal.note(request, reply)
         if self.settings.policy.audit:
-            self.notices.tell(self.operations.audit(request, reply), node=reply.node)
+            self.notices.tell(self.operations.audit(request, reply, queue, address), node=reply.node)

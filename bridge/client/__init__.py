@@ -357,6 +357,7 @@ class Bridge:
             elif not answer.done():
                 answer.set_result(reply)
 
+        until = asyncio.get_running_loop().time() + timeout + GRACE
         try:
             subscription = await self.bus.request(
                 queue or self._queue,
@@ -368,7 +369,7 @@ class Bridge:
         except NoConsumer as error:
             raise Unavailable(f"no worker takes {queue or self._queue}: {error}") from None
         try:
-            async with asyncio.timeout(timeout + GRACE):
+            async with asyncio.timeout_at(until):
                 return await answer
         except TimeoutError:
             raise Timeout(f"no reply to {values['id']} within {timeout:g} s") from None

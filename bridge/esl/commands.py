@@ -219,8 +219,11 @@ def _headers(headers: Mapping[str, str], body: str | None) -> list[tuple[str, st
     pairs: list[tuple[str, str]] = []
     for name, value in headers.items():
         field = f"headers.{name if _FORBIDDEN.search(name) is None else '?'}"
-        if _header_name(field, name).lower() == "content-length":
+        plain, index, _ = _header_name(field, name).lower().partition("[")
+        if plain == "content-length":
             raise InvalidCommand(field, "is computed from the body")
+        if plain == "command" and index:
+            raise InvalidCommand(field, "would take the place of the command")
         pairs.append((name, _checked(field, value)))
     return pairs
 

@@ -95,8 +95,8 @@ def encode_request(request: CommandRequest, codec: Codec = JSON) -> bytes:
     return codec.encode(request)
 
 
-def fingerprint(request: CommandRequest) -> bytes:
-    """16 bytes that tell two contents apart, for "one id, two contents".
+def fingerprint(request: CommandRequest, node: str = "") -> bytes:
+    """16 bytes that tell two contents apart, for "one id, two contents"; ``node`` is that of the queue it came from.
 
     ``id``, ``reply_to``, ``timeout_ms``, ``deadline_ms``, ``accept`` and ``meta`` say how to answer, not what to do,
     and are left out.
@@ -112,7 +112,7 @@ def fingerprint(request: CommandRequest) -> bytes:
         sorted(request.headers.items()) if request.headers else [],
         request.body,
         request.event,
-        request.to,
+        node or request.to,
         request.idempotent,
     )
     return blake2b(MSGPACK.encode(content), digest_size=16).digest()

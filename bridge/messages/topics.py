@@ -17,6 +17,7 @@ from hashlib import sha256
 MAX_TOKEN = 128
 MAX_ADDRESS = 512
 MAX_REPLY_ADDRESS = 256
+MAX_REPLY_SUBJECT = 1024
 
 DEFAULT_TOPIC = "fs.events.{event}"
 NOTICE_PREFIX = "fs.bridge."
@@ -35,6 +36,8 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_\-.\[\]]+\Z")
 _BAD_IN_ADDRESS = re.compile(r"[\s\x00-\x1f\x7f*?>\[\]\\]")
+
+_UNPUBLISHABLE = re.compile(r"[\x00-\x20\x7f*>\ud800-\udfff]")
 
 _FIXED = ("event", "name", "subclass", "node", "uuid")
 _PER_TOPIC = frozenset(("event", "name", "subclass", "node"))
@@ -301,5 +304,15 @@ def _subject_regex(pattern: str) -> str:
 
 
 def reply_subject_allowed(subject: str) -> bool:
-    """True when a NATS message's own reply subject may be answered (nothing of the broker's or the bridge's)."""
-    return bool(subject) and not subject.startswith(("$", "fs.", "esl.cmd", "esl.queue"))
+    """True when a NATS message's own reply subject may be answered: nothing of the broker's or the bridge's.
+
+    The server lets pass what nobody can publish to: a wildcard, a control byte, a subject without end.
+    """
+    if _GOOD_REPLY.match(subject):
+        return True
+    return (
+        bool(subject)
+        and not subject.startswith(("$", "fs.", "esl.cmd", "esl.queue"))
+        and not _UNPUBLISHABLE.search(subject)
+        and len(subject.encode("utf-8", "surrogatepass")) <= MAX_REPLY_SUBJECT
+    )

@@ -131,8 +131,11 @@ def _check_call_fields(request: CommandRequest) -> None:
     for name, value in request.headers.items():
         if not _HEADER_NAME.match(name):
             refuse(request, "headers", f"{name!r} is not a header's name")
-        if name.lower() == "content-length":
+        plain, index, _ = name.lower().partition("[")
+        if plain == "content-length":
             refuse(request, "headers", "Content-Length is the bridge's to compute")
+        if plain == "command" and index:  # FreeSWITCH writes its value over the very command that it is about to run
+            refuse(request, "headers", f"{name!r} would take the place of the command")
         if _LINE_END.search(value):
             refuse(request, f"headers.{name}", _line_end_text(value))
     if "\0" in request.body:

@@ -97,7 +97,9 @@ class CallSearch:
             return
         try:
             question = api(f"uuid_exists {uuid}")
-        except InvalidCommand:  # no call has such a name
+        except InvalidCommand:
+            question = b""
+        if not question or _unloads(uuid):  # no call has such a name
             self._end(Found(uuid))
             return
         asked = [
@@ -131,6 +133,12 @@ class CallSearch:
             self._calls.note_unknown(found.uuid)
         for answer in self._asking.pop(found.uuid):
             answer(found)
+
+
+def _unloads(uuid: str) -> bool:
+    """Whether FreeSWITCH, asked for this, would unload its Event Socket instead: it does at a pair of words."""
+    text = uuid.lower()
+    return "mod_event_socket" in text and ("unload" in text or "reload" in text)
 
 
 class _Poll:

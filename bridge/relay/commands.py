@@ -149,7 +149,7 @@ class CommandRelay:
             self._desk.bury(delivery, "a fault of the bridge: the request could not be read")
             return
         if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
-            self._desk.bury(delivery, "too many repeats of requests that still run")
+            self._desk.bury(delivery, "too many requests wait for what the ledger says of them")
             return
         try:
             self._check(exchange)
@@ -239,7 +239,7 @@ class CommandRelay:
         request = exchange.request
         self._ledger.begin(
             exchange.key,
-            fingerprint(request),
+            fingerprint(request, exchange.queue_node),
             partial(self._remembered, exchange),
             again=request.idempotent,
             claimed=exchange.delivery.claimed,
@@ -312,7 +312,7 @@ class CommandRelay:
         self._disarm(exchange)
         if found.node:
             self._go(exchange, self._router.choose(found.node, exchange.verb))
-        elif exchange.verb == "uuid_exists" and not found.silent:
+        elif _asks_for(found.uuid, exchange) and not found.silent:
             self._desk.end(exchange, Result(Status.OK, Executed.YES, "false"))
         else:
             self._desk.end(exchange, refused(found.refusal))
@@ -388,6 +388,11 @@ class CommandRelay:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _RECORDED)
+
+
+def _asks_for(uuid: str, exchange: Exchange) -> bool:
+    """Whether it only asks whether this very call exists; its target may be another call."""
+    return exchange.verb == "uuid_exists" and exchange.request.command.split()[1:] == [uuid]
 
 
 def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

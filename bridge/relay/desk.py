@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from bridge.bus.base import Bus, Delivery
+from bridge.messages.codec import JSON
 from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay.answers import compose, encode_within, headers_of
 from bridge.relay.exchange import Exchange
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 _NO: Final = Executed.NO
 _DENIED: Final = Status.DENIED
 _MAY_BE_KNOWN_YET: Final = (Status.TIMEOUT, Status.CONNECTION_LOST)
+_ENVELOPE: Final = 1_024  # bytes that a notice is longer than its data
 _CLOCKS: Final = 5.0  # s; how far two workers' clocks may be apart
 
 
@@ -175,7 +177,7 @@ class ReplyDesk:
             hooks.on_denied(request.op, reply.error)
         hooks.on_reply(request.op, reply.status, (reply.elapsed_ms or 0.0) / 1e3)
         if hooks.audit is not None:
-            hooks.audit(request, reply)
+            hooks.audit(request, reply, delivery.queue, exchange.address)
         self._close(exchange)
 
     def _close(self, exchange: Exchange) -> None:
@@ -203,7 +205,8 @@ class ReplyDesk:
         if not exchange.answered:
             exchange.held = [*(exchange.held or ()), (part, whole)]
             return
-        self._hooks.on_late(msgspec.to_builtins(part))
+        told, _ = encode_within(part, JSON, self._bus.max_payload - _ENVELOPE)
+        self._hooks.on_late(msgspec.to_builtins(told))
         if whole is None or exchange.late:
             return
         exchange.late = True

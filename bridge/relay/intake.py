@@ -162,8 +162,9 @@ class Intake:
             codec = codec_of(delivery.payload)
         except Exception:
             codec = JSON
-        # What cannot even be decoded is a dead letter; so is what must not be answered where it asks for.
-        dead = not address or error.field == "reply_to"
+        # What cannot even be decoded (no field is at fault) is a dead letter, answered or not; so is what must not be
+        # answered where it asks for.
+        dead = not address or error.field in ("", "reply_to")
         return Unreadable(str(error), address=address, id=id, codec=codec, dead=dead)
 
     def _node_of_queue(self, queue: str) -> str:

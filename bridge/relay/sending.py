@@ -88,6 +88,10 @@ class Sender:
     def scatter(self, exchange: Exchange) -> None:
         """Hand the work to every node's pool."""
         assert exchange.work is not None
+        names = list(self._nodes.names())
+        if not names:
+            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, "there is no node")))
+            return
         exchange.scatter = Scatter(
             exchange.work,
             exchange.verb,
@@ -99,7 +103,7 @@ class Sender:
             done=lambda parts: self._desk.end(exchange, combine(parts), parts),
             late=partial(self._came_late_of_many, exchange),
         )
-        exchange.scatter.start(list(self._nodes.names()))
+        exchange.scatter.start(names)
 
     def give_up(self, exchange: Exchange) -> None:
         """Answer now, whatever runs: ``connection_lost`` where it was sent, ``draining`` where it was not.

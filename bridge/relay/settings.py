@@ -27,8 +27,10 @@ class CommandSettings:
     """Replies without a reply address go to this and the id (Redis: ``esl.reply.``); empty: nowhere."""
     max_in_flight: int = 512
     max_in_flight_node: int = 256
-    max_waiting_repeats: int = 8_192
-    """Repeats of ids that still run; more go to the dead letters unanswered."""
+    max_waiting_repeats: int = 65_536
+    """Requests beyond ``max_in_flight`` that wait for what the ledger says of their ids (some 2 KB each): repeats of
+    what still runs, and what a push queue brings at once. More go to the dead letters unanswered.
+    """
     max_timeout: float = 3600.0
     job_timeout: float = 120.0
     connect_timeout: float = 5.0
@@ -62,5 +64,5 @@ class CommandHooks:
     """``room()``, or ``room_in_line()`` of a node, was 0 and is not any more."""
     wrap: Callable[[Delivery], Delivery] | None = None
     """Every delivery, before it is read: what comes back is taken in its place (tracing)."""
-    audit: Callable[[CommandRequest, CommandReply], None] | None = None
-    """Every request that could be read, with its final reply."""
+    audit: Callable[[CommandRequest, CommandReply, str, str], None] | None = None
+    """Every request that could be read, with its final reply, its queue and where the reply goes."""

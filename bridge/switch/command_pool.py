@@ -326,6 +326,7 @@ class CommandPool:
         if submission.timer is not None:
             submission.timer.cancel()
         submission.carrier = submission.pending = None
+        submission.written_at = 0.0  # whoever gives it up must not say that it may have run
         submission.state = State.WAITING
         if self._carriers.unwanted is not None:
             submission.fail(self._carriers.unwanted)

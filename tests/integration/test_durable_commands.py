@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -106,6 +108,26 @@ async def test_the_client_uses_the_durable_queue(nats_house: House) -> None:
     assert ran == [f"eval o{number}" for number in range(20)]
 
 
+async def test_a_request_that_may_be_stored_is_waited_for(nats_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    switch = await nats_house.switch()
+    await nats_house.worker(switch, commands={"durable": True})
+    client = await nats_house.client()
+    await client.call({"command": "eval first"}, timeout=10, queue="esl.queue")
+    monkeypatch.setattr("bridge.bus.nats.durable.API_TIMEOUT", 0.2)
+    asked: dict[str, Any] = client.bus._durable._questions._open  # type: ignore[attr-defined]
+    server = nats_house.broker._process
+    assert server is not None
+    os.kill(server.pid, signal.SIGSTOP)  # it has the request and says nothing
+    try:
+        pending = asyncio.create_task(client.call({"command": "eval x"}, timeout=20, queue="esl.queue"))
+        await nats_house.until(lambda: asked)
+        await nats_house.until(lambda: not asked)
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    assert (await pending).result == "x"
+    assert switch.executed["eval x"] == 1
+
+
 async def test_a_durable_request_that_cannot_be_answered_is_a_dead_letter(nats_house: House) -> None:
     switch = await nats_house.switch()
     worker = await nats_house.worker(switch, commands={"durable": True})
@@ -158,7 +180,17 @@ async def test_denials_are_counted_and_the_audit_hides_secrets(house: House) -> 
     denied = await client.request({"command": "system id"}, timeout=10)
     assert (denied.status, denied.executed) == ("denied", "no")
     await client.request({"command": "originate {sip_auth_password=hunter22}user/1000 &park"}, timeout=10)
-    await house.until(lambda: len(notices) >= 2)
-    assert "hunter22" not in json.dumps(notices)
+    message = {"call-command": "execute", "execute-app-name": "playback", "x-password": "hunter23"}
+    await client.request({"op": "sendmsg", "uuid": "u1", "headers": message, "to": "fs1"}, timeout=10)
+    await client.request({"op": "hangup", "uuid": "u1", "cause": "USER_BUSY", "to": "fs1"}, timeout=10)
+    await house.until(lambda: len(notices) >= 4)
+    assert "hunter2" not in json.dumps(notices)
+    asked = {notice["op"]: notice["command"] for notice in notices}
+    assert asked["sendmsg"] == "call-command=execute execute-app-name=playback x-password=***"
+    assert asked["hangup"] == "USER_BUSY"
+    await client.request({"command": "eval " + "x" * 1_047_000, "to": "fs1"}, timeout=10)  # denied, too: that long
+    await house.until(lambda: len(notices) >= 5)  # nearly all that NATS lets through, and the notice says more
+    assert len(notices[-1]["command"]) == 16_384
+    assert all(notice["queue"] == "esl.cmd" and notice["reply_to"] for notice in notices)
     assert {notice["status"] for notice in notices} >= {"denied"}
-    assert b'esl_bridge_commands_denied_total{op="api"} 1.0' in worker.metrics.render()
+    assert b'esl_bridge_commands_denied_total{op="api"} 2.0' in worker.metrics.render()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from bridge.messages.command import CommandRequest
 from bridge.relay.policy import Policy
 from bridge.relay.policy.acts import acts_of, plain_verb
+from bridge.relay.policy.patterns import Act
 
 POLICY = Policy()
 STRICT = Policy(allow=["status"], deny=["default", "op:sendevent", "node:fs1 show*", "originate *intl*"])
@@ -124,4 +125,4 @@ def test_a_plain_line_is_judged_by_its_verb_as_if_it_was_read(line: str, op: str
 def test_the_verb_of_a_plain_line_is_all_that_it_does(line: str) -> None:
     verb = plain_verb(line)
     if verb:
-        assert acts_of(CommandRequest(command=line)) == [("api", verb, line.lower())]
+        assert acts_of(CommandRequest(command=line)) == [Act("api", verb, line.lower())]

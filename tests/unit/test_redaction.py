@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from bridge.redaction import Redactor, is_telling, redact_text, redact_url
@@ -103,3 +105,18 @@ def test_other_variables_are_shown():
 )
 def test_commands_are_shown_without_their_secrets(line: str, shown: str) -> None:
     assert Redactor().command(line) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["a." * 32_000 + "=", "fs://" * 13_000, "@ " + "fs://" * 13_000, "token " * 11_000 + "="]
+)
+def test_a_callers_text_is_read_in_no_time(text: str) -> None:
+    began = time.perf_counter()
+    Redactor().command(text)
+    assert time.perf_counter() - began < 2.0  # some ms; a worker that thinks for minutes loses its nodes
+
+
+def test_a_password_with_slashes_ends_at_the_last_at() -> None:
+    assert Redactor().text("see fs://u:a/b@c@host:8021 and fs://:x/y@h, not fs://host") == (
+        "see fs://u:***@host:8021 and fs://:***@h, not fs://host"
+    )

@@ -16,7 +16,7 @@ from bridge.bus.nats.inbox import Inbox, is_no_responders
 from bridge.bus.nats.jetstream import JetStream, check_not_captured
 from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
-from bridge.bus.nats.questions import Questions
+from bridge.bus.nats.questions import Questions, Unanswered
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.records import NatsRecords
 from bridge.bus.nats.render import check_subject, message_size, render_one
@@ -301,7 +301,9 @@ class NatsBus(JetStream):
             replies = await self.subscribe(reply_to, lambda received: handler(received.payload, received.content_type))
         try:
             if self._durable.covers(queue):
-                await self._durable.put(queue, payload, content_type, headers)
+                # Perhaps stored: the reply will show; the caller's own timeout is the answer where none comes.
+                with contextlib.suppress(Unanswered):
+                    await self._durable.put(queue, payload, content_type, headers)
             else:
                 link = self._keeper.current()
                 link.wire.add(queue, reply_to, payload, content_type, headers)

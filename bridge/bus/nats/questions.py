@@ -12,6 +12,10 @@ from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusRefused, BusUnavailable
 
 
+class Unanswered(BusUnavailable):
+    """It was asked, and no answer came: what it asked for may have been done."""
+
+
 class Questions:
     """Asks on the link of the moment; what is asked in one turn of the loop leaves in one write."""
 
@@ -27,9 +31,9 @@ class Questions:
     async def ask(
         self, subject: str, payload: bytes, timeout: float, headers: Mapping[str, str] | None = None
     ) -> Incoming:
-        """The answer (a 503 of the server's where nobody listens). Raises ``BusUnavailable`` where none came.
+        """The answer (a 503 of the server's where nobody listens). Raises ``Unanswered`` where none came.
 
-        Raises ``BusRefused`` where the server does not let us ask.
+        Raises ``BusUnavailable`` where there is no link, ``BusRefused`` where the server does not let us ask.
         """
         if self._keeper.link is None:
             await self._keeper.wanted(timeout)
@@ -49,7 +53,7 @@ class Questions:
         except TimeoutError:
             if any(f'"{subject.lower()}"' in text.lower() for text in link.violations):
                 raise BusRefused(f"the server does not let us publish to {subject}") from None
-            raise BusUnavailable(f"no answer to {subject} within {timeout:g} s") from None
+            raise Unanswered(f"no answer to {subject} within {timeout:g} s") from None
         finally:
             self._open.pop(token, None)
 
@@ -57,7 +61,7 @@ class Questions:
         """The link broke: nothing will be answered."""
         for answer, _link in self._open.values():
             if not answer.done():
-                answer.set_exception(BusUnavailable(reason))
+                answer.set_exception(Unanswered(reason))
 
     def tell(self, subject: str, payload: bytes) -> None:
         """Say something that nobody answers; nothing is said while there is no link."""

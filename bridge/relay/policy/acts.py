@@ -17,27 +17,40 @@ from bridge.relay.policy.text import Unreadable
 MAX_ACTS = 64
 MAX_DEPTH = 16
 MAX_LENGTH = 65_536
+MAX_READ = 2 * MAX_LENGTH
 
 Found = tuple[ActKind, str, str]
 
 
 def acts_of(request: CommandRequest) -> list[Act]:
-    """Every act of a request, the outermost first. Raises ``Unreadable``."""
+    """Every act of a request, the outermost first. Raises ``Unreadable``, with those that were found before."""
     reader = _Reader()
+    try:
+        _read(request, reader)
+    except Unreadable as error:
+        error.acts = reader.acts
+        raise
+    return reader.acts
+
+
+def _read(request: CommandRequest, reader: _Reader) -> None:
     op = request.op
     if op in ("api", "bgapi"):
         reader.read("api", *_split(request.command))
     elif op == "execute":
         reader.read("app", request.app, request.arg)
+        for app in texts.values(request.app):  # both travel as headers
+            for argument in texts.values(request.arg):
+                reader.read("app", app, argument)
     elif op == "hangup":
         reader.add("op", "hangup", f"{request.uuid} {request.cause}")
     elif op == "sendmsg":
-        reader.add("op", "sendmsg", _header(request, "call-command"))
+        for command in list(_headers(request, "call-command")) or [""]:
+            reader.add("op", "sendmsg", command)
         reader.read_message(request)
     else:
         reader.add("op", "sendevent", request.event)
         reader.read_message(request)
-    return reader.acts
 
 
 def plain_verb(line: str) -> str:
@@ -74,18 +87,23 @@ class _Reader:
         self._seen: set[Found] = set()
         self._depth = 0
         self._past_end = 0
+        self._left = MAX_READ
 
     def add(self, kind: ActKind, name: str, arguments: str) -> None:
         if len(self.acts) >= MAX_ACTS:
             raise Unreadable(f"more than {MAX_ACTS} commands in one")
         found = canonical(name)
-        self.acts.append(Act(kind, found, canonical(f"{name} {arguments}") if arguments else found))
+        line = canonical(f"{name} {arguments}") if arguments else found
+        computed = kind == "api" and self._depth > 0 and "${" in arguments
+        self.acts.append(Act(kind, found, line, computed))
 
     def read(self, kind: ActKind, name: str, arguments: str) -> None:
         """Add one command or application and all that its arguments hold."""
         if (kind, name, arguments) in self._seen:
             return
         self._seen.add((kind, name, arguments))
+        if self._depth and "$" in name:
+            raise Unreadable("a command whose name is computed by an expansion")
         self.add(kind, name, arguments)
         if not arguments:
             return
@@ -103,11 +121,33 @@ class _Reader:
         if wrapper is not None:
             for found in wrapper(arguments):
                 self.read(*found)
+        if arguments.startswith("^^"):
+            for other in texts.redelimited(arguments):
+                self.read(kind, name, other)
         self.read_text(arguments)
         self._depth -= 1
 
     def read_text(self, text: str) -> None:
-        """Add whatever a text holds that FreeSWITCH would run, whoever it belongs to."""
+        """Add whatever a text holds that FreeSWITCH would run, whoever it belongs to: with its quotes, as variables
+        keep them, without them, as the parts of a line lose them, and with the usual delimiters.
+        """
+        bare = texts.bare(text)
+        others = list(texts.redelimited_within(bare)) if "^^" in bare else []
+        for one in (text,) if bare is text and not others else dict.fromkeys((text, bare, *others)):
+            self._charge(one)
+            self._read_as_it_is(one)
+        if "inline" in bare.lower():
+            for one in dict.fromkeys((text, text.replace('"', ""), *others)):  # its words need their quotes
+                self._charge(one)
+                for name, arguments in texts.inline_apps(one):
+                    self.read("app", name, arguments)
+
+    def _charge(self, text: str) -> None:
+        self._left -= len(text)
+        if self._left < 0:
+            raise Unreadable(f"more than {MAX_READ} characters in all that it holds")
+
+    def _read_as_it_is(self, text: str) -> None:
         if "$" in text or "%" in text:
             for line in texts.expansions(text):
                 self.read("api", *_split(line))
@@ -125,23 +165,19 @@ class _Reader:
         if "&" in text:
             for name, arguments in texts.ampersand_apps(text):
                 self.read("app", name, arguments)
-        if "inline" in text.lower():
-            for name, arguments in texts.inline_apps(text):
-                self.read("app", name, arguments)
 
     def read_message(self, request: CommandRequest) -> None:
         """The headers of ``sendmsg``, and of a ``sendevent`` that FreeSWITCH may take for one."""
         command = _header(request, "call-command").lower()
         if command:
             for name in _headers(request, "execute-app-name"):
-                arguments = [*_headers(request, "execute-app-arg"), request.body]
-                self.read("app", name, " ".join(part for part in arguments if part))
+                for argument in (*_headers(request, "execute-app-arg"), *_body(request)) or ("",):
+                    self.read("app", name, argument)
             for line in _headers(request, "application"):
                 self.read("app", *_split(line))
         if _header(request, "dest_proto").lower() == "api":  # a chat message that mod_dptools runs as a command
-            for line in [*_headers(request, "to"), request.body]:
-                if line:
-                    self.read("api", *_split(line))
+            for line in (*_headers(request, "to"), *_body(request)):
+                self.read("api", *_split(line))
 
 
 # Names, numbers, uuids, addresses and paths, one space apart: none of what `read_text` looks for, no quote, no bracket.
@@ -156,7 +192,15 @@ def _header(request: CommandRequest, wanted: str) -> str:
 
 
 def _headers(request: CommandRequest, wanted: str) -> Iterator[str]:
-    return (value for name, value in request.headers.items() if name.lower() == wanted)
+    """All values of a header, as FreeSWITCH reads them: an index belongs to no name, an empty one is not there."""
+    for name, value in request.headers.items():
+        if name.partition("[")[0].lower() == wanted:
+            yield from filter(None, texts.values(value))
+
+
+def _body(request: CommandRequest) -> Iterator[str]:
+    """The body; FreeSWITCH takes it from a header ``_body``, too."""
+    yield from filter(None, (request.body, *_headers(request, "_body")))
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -185,26 +229,33 @@ def _sched_api(arguments: str) -> Iterator[Found]:
 
 
 def _json(arguments: str) -> Iterator[Found]:
-    """``{"command": "fsapi", "data": {"cmd": ..., "arg": ...}}``, wherever in the document it stands."""
+    """``{"command": "fsapi", "data": {"cmd": ..., "arg": ...}}``, wherever in the document it stands.
+
+    FreeSWITCH takes the first of several equal keys, in upper or lower case: all of them count.
+    """
     try:
-        waiting: list[object] = [json.loads(arguments)]
+        waiting: list[object] = [json.loads(arguments, object_pairs_hook=tuple)]
     except (ValueError, RecursionError):
         raise Unreadable("arguments of json that are no JSON") from None
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
             waiting += value
-        elif isinstance(value, dict):
-            waiting += value.values()
-            if isinstance(value.get("cmd"), str):
-                line = f"{value['cmd']} {value.get('arg') or ''}"
-                yield "api", *_split(line)
+        elif isinstance(value, tuple):
+            pairs: list[tuple[str, object]] = [(name.lower(), inner) for name, inner in value]
+            waiting += [inner for _, inner in pairs]
+            texts_of = {
+                key: dict.fromkeys(str(inner or "") for name, inner in pairs if name == key) for key in ("cmd", "arg")
+            }
+            for command in texts_of["cmd"]:
+                for argument in texts_of["arg"] or [""]:
+                    yield "api", *_split(f"{command} {argument}")
 
 
 def _chat(arguments: str) -> Iterator[Found]:
     """``proto|from|to|text``: the chat protocol ``api`` runs what it is sent."""
     protocol, *fields = arguments.split("|")
-    if protocol.strip().lower() == "api":
+    if canonical(protocol) == "api":
         for field in fields:
             if field.strip():
                 yield "api", *_split(field)
@@ -217,26 +268,33 @@ def _set_variable(arguments: str) -> Iterator[Found]:
 
 
 def _push(arguments: str) -> Iterator[Found]:
-    """``push name,value``."""
+    """``set name,value``: a comma serves where there is no ``=``."""
     name, _, value = arguments.partition(",")
     yield from _hook(name.strip(), value)
 
 
 def _hook(variable: str, value: str) -> Iterator[Found]:
-    found = texts.hook(variable, value)
-    if found is not None:
-        yield "api" if found[0] == "api" else "app", found[1], found[2]
+    for kind, name, arguments in texts.hook(variable, value):
+        yield "api" if kind == "api" else "app", name, arguments
 
 
-def _broadcast(position: int) -> Callable[[str], Iterator[Found]]:
+def _cuts(arguments: str, limit: int, at_least: int = 0) -> Iterator[list[str]]:
+    """The words, ``"`` being a quote and, as in FreeSWITCH itself, being none; where there are enough of them."""
+    for text in dict.fromkeys((arguments, arguments.replace('"', ""))):
+        found = texts.words(text, limit)
+        if len(found) >= (at_least or limit):
+            yield found
+
+
+def _broadcast(*positions: int) -> Callable[[str], Iterator[Found]]:
     """``uuid_broadcast <uuid> <path>`` and its kin: the path may be ``app::argument``."""
 
     def read(arguments: str) -> Iterator[Found]:
-        found = texts.words(arguments, position + 1)
-        if len(found) > position:
-            app = texts.broadcast_app(found[position].strip("'\""))
-            if app is not None:
-                yield "app", *app
+        for position in positions:
+            for found in _cuts(arguments, position + 1):
+                app = texts.broadcast_app(found[position].strip("'\""))
+                if app is not None:
+                    yield "app", *app
 
     return read
 
@@ -245,19 +303,24 @@ def _app_at(position: int) -> Callable[[str], Iterator[Found]]:
     """The word at this position is an application, what follows its argument."""
 
     def read(arguments: str) -> Iterator[Found]:
-        found = texts.words(arguments, position + 2)
-        if len(found) > position:
+        for found in _cuts(arguments, position + 2, position + 1):
             yield "app", found[position], found[position + 1] if len(found) > position + 1 else ""
 
     return read
 
 
+_DIGIT_ACTION = re.compile(r"(?<![A-Za-z])(exec|api):(?:[a-z]+:)?([^\s,:]+),?", re.IGNORECASE)
+_BEHIND_FLAGS = re.compile(r"\]:([^\s,:]+),?")
+
+
 def _digit_action(arguments: str) -> Iterator[Found]:
-    """``realm,digits,exec:app,argument`` or ``...,api:command,argument``, with flags in between."""
-    for match in re.finditer(
-        r"(?<![A-Za-z])(exec|api)(?:\[[^\]]*\])?:(?:[a-z]+:)?([^\s,:]+),?(.*)", arguments, re.DOTALL
-    ):
-        yield ("api" if match[1] == "api" else "app"), match[2], match[3]
+    """``realm,digits,exec:app,argument`` or ``...,api:command,argument``; flags may stand between, ``exec[i]:app``."""
+    text = texts.bare(arguments)
+    for match in _DIGIT_ACTION.finditer(text):
+        yield ("api" if match[1].lower() == "api" else "app"), match[2], text[match.end() :]
+    if "exec[" in text.lower():
+        for match in _BEHIND_FLAGS.finditer(text):  # brackets within brackets: what ends them is not worth counting
+            yield "app", match[1], text[match.end() :]
 
 
 # Commands and applications whose arguments hold further ones in a way of their own. What `read_text` finds anywhere
@@ -270,12 +333,16 @@ _WRAPPERS: dict[str, Callable[[str], Iterator[Found]]] = {
     "json": _json,
     "chat": _chat,
     "uuid_setvar": _set_variable,
+    "app:set": _push,
+    "app:export": _push,
+    "bridge_export": _push,
     "push": _push,
     "unshift": _push,
     "uuid_broadcast": _broadcast(1),
-    "sched_broadcast": _broadcast(2),
+    "sched_broadcast": _broadcast(1, 2),  # the application has no uuid
     "bind_meta_app": _broadcast(3),
     "limit_execute": _app_at(4),
+    "limit_hash_execute": _app_at(3),
     "app:tone_detect": _app_at(4),
     "api:tone_detect": _app_at(5),
     "bind_digit_action": _digit_action,

@@ -40,6 +40,8 @@ _SCRIPTS = (
 _FILES = ("text:*shell_stream://*",)
 # mod_event_socket replaces any command whose header block holds both words by an unload of itself.
 _UNLOAD_TRAP = (
+    "unload mod_event_socket",
+    "reload mod_event_socket",
     "text:*unload*mod_event_socket*",
     "text:*mod_event_socket*unload*",
     "text:*reload*mod_event_socket*",

@@ -25,24 +25,26 @@ from typing import Literal, NamedTuple
 
 ActKind = Literal["api", "app", "op"]
 
-_QUOTING = str.maketrans("", "", "'\"\\")
+QUOTING = str.maketrans("", "", "'\"\\")
 
 
 class Act(NamedTuple):
     """One thing that a request would make FreeSWITCH do.
 
     ``name`` is the command, application or op; ``line`` is it with its arguments. Both are in canonical form.
+    ``computed`` is true of a command whose arguments FreeSWITCH may fill in before it runs it: its line says little.
     """
 
     kind: ActKind
     name: str
     line: str
+    computed: bool = False
 
 
 def canonical(text: str) -> str:
     """Lower case, without quoting, rows of white space as one space: FreeSWITCH does not see these differences."""
     if "'" in text or '"' in text or "\\" in text:
-        text = text.translate(_QUOTING)
+        text = text.translate(QUOTING)
     return " ".join(text.lower().split())
 
 

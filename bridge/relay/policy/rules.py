@@ -11,8 +11,8 @@ from typing import NamedTuple
 from bridge.messages.request import CommandRequest
 from bridge.relay.policy.acts import acts_of, block_of, plain_verb
 from bridge.relay.policy.defaults import DEFAULT_DENY
-from bridge.relay.policy.patterns import Act, Pattern
-from bridge.relay.policy.text import Unreadable
+from bridge.relay.policy.patterns import QUOTING, Act, Pattern
+from bridge.relay.policy.text import Unreadable, unexpanded
 
 _CACHE_LIMIT = 1024
 _CACHED_LENGTH = 1024
@@ -132,11 +132,18 @@ class Policy:
     def _judge_text(self, request: CommandRequest, node: str, verdict: _Verdict, text: str | None = None) -> _Verdict:
         if self._texts:
             text = block_of(request) if text is None else text
+            readings = [text]
+            # FreeSWITCH takes quotes away when it cuts a line into its parts, and so it does with unset variables.
+            if "'" in text or '"' in text or "\\" in text:
+                readings.append(text.translate(QUOTING))
+            if "${" in readings[-1]:
+                readings.append(unexpanded(readings[-1]))
             act = Act("op", request.op, request.op)
             for pattern in self._texts:
-                if pattern.must_hold in text and pattern.matches(act, request.op, node, text):
-                    denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
-                    return _Verdict(denial, verdict.verbs)
+                for one in readings:
+                    if pattern.must_hold in one and pattern.matches(act, request.op, node, one):
+                        denial = Denial(f"the policy denies this text (pattern {pattern.text!r})", pattern.text)
+                        return _Verdict(denial, verdict.verbs)
         return verdict
 
     def _judge_acts(self, request: CommandRequest, node: str, text: str) -> _Verdict:
@@ -147,7 +154,7 @@ class Policy:
             if self._looks_inside:
                 reason = f"the policy looks inside commands and cannot understand this one: {error}"
                 return _Verdict(Denial(reason, ""), ())
-            acts = [Act("op", op, op)]
+            acts = [Act("op", op, op), *error.acts]  # limits hold all the same
         verbs = tuple([act.name for act in acts])
         for act in acts:
             pattern = self._exact.get(act.name)
@@ -158,6 +165,9 @@ class Policy:
             if pattern is not None:
                 reason = f"the policy denies {_named(acts[0], act)} (pattern {pattern.text!r})"
                 return _Verdict(Denial(reason, pattern.text), verbs)
+            if act.computed and any(one.needs_line for one in self._by_word.get(act.name, ())):
+                reason = f"the policy looks at the arguments of {_named(acts[0], act)}, and an expansion computes them"
+                return _Verdict(Denial(reason, ""), verbs)
         if self._allow:
             for act in acts:
                 if _first_match(self._allow, act, op, node, text) is None:

@@ -7,26 +7,36 @@ it raises ``Unreadable``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote
+
+from bridge.relay.policy.patterns import Act
 
 # Channel variables whose value FreeSWITCH runs. Group 1: the name, group 2: the value and whatever follows it.
 _HOOK_NAME = (
     r"api_\w+|execute_on_\w+|exec_after_bridge_app|bridge_pre_execute_[ab]leg_app"
     r"|record_post_process_exec_(?:api|app)|group_confirm_file|group_confirm_cancel_file"
 )
-_HOOK = re.compile(rf"(?<![A-Za-z0-9-])(?:_nolocal_)?({_HOOK_NAME})\s*=(?=(.*))", re.IGNORECASE | re.DOTALL)
-_HOOK_ONLY = re.compile(rf"(?:nolocal:|local:|_nolocal_)?({_HOOK_NAME})\Z", re.IGNORECASE)
+# An index belongs to no name: `api_hangup_hook[0]` is `api_hangup_hook`.
+_HOOK = re.compile(rf"(?<![A-Za-z0-9-])(?:_nolocal_)?({_HOOK_NAME})\s*([=\[])", re.IGNORECASE)
+_HOOK_ONLY = re.compile(rf"(?:nolocal:|local:|_nolocal_|sip_)?({_HOOK_NAME})\s*(?:\[.*)?\Z", re.IGNORECASE | re.DOTALL)
 _HOOK_VALUE = re.compile(r"[\s'\"\\]*([^\s:,;'\"\\\]}>()|]+)(.*)", re.DOTALL)
-_ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?(.*)", re.IGNORECASE | re.DOTALL)
+_ENDPOINT_APP = re.compile(r"loopback/app=([^\s:,|'\"\]}]+):?", re.IGNORECASE)
 _QUOTES = str.maketrans("", "", "'\"")
-_AMPERSAND = re.compile(r"&(?<![^\s'\"&]&)&*\s*([^\s('\"&]+)(.*)", re.DOTALL)
+_AMPERSAND = re.compile(r"(&++)(?:\s*+([^\s('\"&]++))?")
 _BRACKET = re.compile(r"\\.|['{}\[\]()]", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "s": " "}
+_OWN_DELIMITER = re.compile(r"(?=\^\^)")
+_MAX_DELIMITERS = 8
+_MAX_NESTED = 16
+_EXPANSION = re.compile(r"\$\{[^{}]*\}")
 _ENCODED_EXPANSION = re.compile(r"%24\s*(?:%7b|\{)", re.IGNORECASE)
 
 
 class Unreadable(Exception):
-    """The text cannot be understood; the message says why, for people."""
+    """The text cannot be understood; the message says why, for people, ``acts`` what was found in it before."""
+
+    acts: Sequence[Act] = ()
 
 
 def words(text: str, limit: int = 0) -> list[str]:
@@ -45,7 +55,7 @@ def words(text: str, limit: int = 0) -> list[str]:
             return [*found, text[position:]]
         if char == "\\" and position + 1 < len(text):
             position += 1
-            word += text[position]
+            word += _ESCAPED.get(text[position], text[position])
             inside = True
         elif quote:
             if char == quote:
@@ -68,6 +78,69 @@ def words(text: str, limit: int = 0) -> list[str]:
     if inside:
         found.append(word)
     return found
+
+
+def split(text: str, delimiter: str) -> list[str]:
+    """Cut at a delimiter as FreeSWITCH does: ``'`` quotes where it has an end, a backslash escapes."""
+    parts = [""]
+    quoted = False
+    position = 0
+    while position < len(text):
+        char = text[position]
+        position += 1
+        if char == "\\" and position < len(text):
+            char = text[position]
+            position += 1
+            if char != delimiter and char not in "'\"\\":
+                char = _ESCAPED.get(char, "\\" + char)
+            parts[-1] += char
+        elif char == "'" and (quoted or text.find("'", position) >= 0):
+            quoted = not quoted
+        elif char == delimiter and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def bare(text: str) -> str:
+    """The text as it is when FreeSWITCH has cut it: without quotes."""
+    return text.translate(_QUOTES) if "'" in text or '"' in text else text
+
+
+def redelimited(text: str) -> Iterator[str]:
+    """A text that brings a delimiter of its own (``^^;a;b``), with each of those that commands are written with."""
+    if text.startswith("^^") and len(text) > 3:
+        parts = split(text[3:], text[2])
+        for usual in " ,|=":
+            yield usual.join(parts)
+
+
+def redelimited_within(text: str) -> Iterator[str]:
+    """The same wherever one begins. Raises ``Unreadable`` for too many."""
+    starts = [found.start() for found in _OWN_DELIMITER.finditer(text)]
+    if len(starts) > _MAX_DELIMITERS:
+        raise Unreadable(f"more than {_MAX_DELIMITERS} delimiters of its own")
+    for start in starts:
+        yield from redelimited(text[start:])
+
+
+def unexpanded(text: str) -> str:
+    """The text as it is when nothing is set of what it expands, some ``${...}`` deep."""
+    found = text.count("${")
+    for _ in range(_MAX_NESTED):
+        if not found:
+            break
+        text, found = _EXPANSION.subn("", text)
+    return text
+
+
+def values(text: str) -> Iterator[str]:
+    """The values of a header or variable: FreeSWITCH takes ``ARRAY::a`` for ``a``, ``ARRAY::a|:b`` for two."""
+    if text.startswith("ARRAY::"):
+        yield from text[7:].split("|:")
+    else:
+        yield text
 
 
 def check_balance(text: str) -> None:
@@ -132,36 +205,44 @@ def hooks(text: str) -> Iterator[tuple[str, str, str]]:
     lowered = text.lower()
     if not ("api_" in lowered or "exec" in lowered or "group_confirm" in lowered):
         return
+    last = text.rfind("=")
     for match in _HOOK.finditer(text):
-        found = hook(match[1], match[2])
-        if found is not None:
-            yield found
+        if match.start(2) > last:
+            return
+        yield from hook(match[1], text[text.index("=", match.start(2)) + 1 :])
 
 
-def hook(variable: str, value: str) -> tuple[str, str, str] | None:
-    """The same for one variable and its value; None when the variable runs nothing or the value is empty."""
-    known = _HOOK_ONLY.match(variable)
-    found = _HOOK_VALUE.match(value) if known else None
-    if known is None or found is None:
-        return None
-    if "$" in found[1]:
-        raise Unreadable(f"{known[1]} whose command is computed by an expansion")
+def hook(variable: str, value: str) -> Iterator[tuple[str, str, str]]:
+    """The same for one variable and its value; nothing when the variable runs nothing or the value is empty."""
+    known = _HOOK_ONLY.match(bare(variable).strip())
+    if known is None:
+        return
     lowered = known[1].lower()
     kind = "api" if lowered.startswith("api_") or lowered.endswith("_api") else "app"
-    return kind, found[1], found[2].translate(_QUOTES).lstrip(": ")
+    for one in values(value.lstrip(" '\"")):
+        found = _HOOK_VALUE.match(one)
+        if found is None:
+            continue
+        if "$" in found[1]:
+            raise Unreadable(f"{known[1]} whose command is computed by an expansion")
+        yield kind, found[1], bare(found[2]).lstrip(": ")
 
 
 def ampersand_apps(text: str) -> Iterator[tuple[str, str]]:
     """``(application, argument)`` of ``&app(argument)``, as in ``originate``."""
     for match in _AMPERSAND.finditer(text):
-        if "$" in match[1]:
+        start, name = match.start(), match[2]
+        if not name or (
+            len(match[1]) == 1 and start and text[start - 1] not in "'\"" and not text[start - 1].isspace()
+        ):
+            continue
+        if "$" in name:
             raise Unreadable("an application whose name is computed by an expansion")
-        argument = match[2]
-        if argument.startswith("("):
-            argument = argument[1 : argument.rindex(")")] if ")" in argument else argument[1:]
-            yield match[1], argument
+        if text.startswith("(", match.end()):
+            last = text.rfind(")")
+            yield name, text[match.end() + 1 : last if last > match.end() else len(text)]
         else:
-            yield match[1], ""
+            yield name, ""
 
 
 def endpoint_apps(text: str) -> Iterator[tuple[str, str]]:
@@ -169,7 +250,7 @@ def endpoint_apps(text: str) -> Iterator[tuple[str, str]]:
     if "loopback/app" not in text.lower():
         return
     for match in _ENDPOINT_APP.finditer(text):
-        yield match[1], match[2]
+        yield match[1], text[match.end() :]
 
 
 def broadcast_app(path: str) -> tuple[str, str] | None:
@@ -179,33 +260,39 @@ def broadcast_app(path: str) -> tuple[str, str] | None:
 
 
 _INLINE_WORD = re.compile(r"(?<![\w-])inline(?![\w-])", re.IGNORECASE)
+_INLINE_PREFIX = re.compile(r"\s*(?:inline:)+", re.IGNORECASE)
+_INLINE_ARGUMENT = re.compile(r"(?<![\w-])inline:(.+)", re.IGNORECASE | re.DOTALL)
 
 
 def inline_apps(text: str) -> Iterator[tuple[str, str]]:
     """``(application, argument)`` of every inline dialplan, ``'app:argument,app:argument' inline``.
 
+    Inline may be one of several dialplans (``XML,inline``) and bring its applications along (``inline:app:argument``).
     Written as one word with its dialplan (``loopback/answer,park/default/inline``) every part counts as an application.
     """
-    if not _INLINE_WORD.search(text):
+    if not _INLINE_WORD.search(bare(text)):
         return
     found = words(text)
     for position, word in enumerate(found):
-        if word.lower() == "inline" and position:
+        if not _INLINE_WORD.search(word):
+            continue
+        if position and "/" not in word:
             yield from _inline_target(found[position - 1])
-        elif _INLINE_WORD.search(word) and word.lower() != "inline":
-            for part in re.split(r"[/,;|]", word):
-                name, _, argument = part.strip().partition(":")
-                if name and name.lower() != "inline":
-                    yield name, argument
+        if word.lower() != "inline":
+            for part in (*re.split(r"[/,;|]", word), *_INLINE_ARGUMENT.findall(word)):
+                yield from _inline_target(part.strip())
 
 
 def _inline_target(target: str) -> Iterator[tuple[str, str]]:
     delimiter = ","
+    target = _INLINE_PREFIX.sub("", target)
     if len(target) > 3 and target[0] == "m" and target[1] == ":" and target[3] == ":":
         delimiter, target = target[2], target[4:]
-    for part in target.split(delimiter):
+    if target.startswith("^^") and len(target) > 3:
+        delimiter, target = target[2], target[3:]
+    for part in split(target, delimiter):
         name, _, argument = part.strip().partition(":")
         if "$" in name:
             raise Unreadable("an application whose name is computed by an expansion")
-        if name:
+        if name and name.lower() != "inline":
             yield name, argument

@@ -182,14 +182,14 @@ async def test_calls_are_found_and_served_on_their_node(fleet: Fleet) -> None:
     fleet.put("exists", command=f"uuid_exists {uuid}")
     fleet.put("play", op="execute", uuid=uuid, app="playback", arg="silence_stream://10", wait=True)
     fleet.put("nobody", command="uuid_kill 11111111-2222-4333-8444-555555555555")
-    fleet.put("not there", command="uuid_exists 11111111-2222-4333-8444-555555555555")
-    fleet.put("wrong node", op="hangup", uuid=uuid, to="fs1")
+    fleet.put("not-there", command="uuid_exists 11111111-2222-4333-8444-555555555555")
+    fleet.put("wrong-node", op="hangup", uuid=uuid, to="fs1")
     await fleet.quiet()
     assert (fleet.final("exists").result, fleet.final("exists").node) == ("true", "fs2")
     assert (fleet.final("play").status, fleet.final("play").node) == (Status.OK, "fs2")
     assert fleet.final("nobody").status is Status.NO_ROUTE
-    assert (fleet.final("not there").status, fleet.final("not there").result) == (Status.OK, "false")
-    wrong = fleet.final("wrong node")
+    assert (fleet.final("not-there").status, fleet.final("not-there").result) == (Status.OK, "false")
+    wrong = fleet.final("wrong-node")
     assert (wrong.status, wrong.executed) == (Status.ERROR, Executed.NO)
     assert "invalid session id" in wrong.error
     fleet.put("bye", op="hangup", uuid=uuid)

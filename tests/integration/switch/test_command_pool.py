@@ -63,6 +63,19 @@ async def test_2000_pipelined_commands_each_get_their_own_reply(
     assert sum(count for line, count in switch.executed.items() if line.startswith("echo")) == 2000
 
 
+async def test_what_its_connection_did_not_write_counts_as_unwritten(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any
+) -> None:
+    pool = make_pool(switch.url)
+    await pool.api("status", 5)
+    submission = pool.submit(commands.api("status"), answers.take("s"), deadline=soon())
+    assert submission.written_at > 0
+    submission.lost(ConnectionLost("cut"), sent=False)
+    assert submission.written_at == 0
+    submission.cancel()
+    assert pool.in_flight == pool.waiting == 0
+
+
 async def test_a_refused_command_is_a_reply(switch: SimulatedSwitch, make_pool: MakePool) -> None:
     pool = make_pool(switch.url)
     reply = await pool.api("no_such_thing", 5)
@@ -387,6 +400,19 @@ async def test_a_job(switch: SimulatedSwitch, make_pool: MakePool, answers: Any,
     assert (outcome.status, outcome.result, outcome.reply.text, outcome.job) == ("reply", "hello", "hello", accepted[0])
     assert [len(part) for part in outcome.job.split("-")] == [8, 4, 4, 4, 12]
     assert pool.in_flight == 0
+
+
+async def test_nobody_ends_anothers_job_with_an_event_of_his_own(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    pool = make_pool(switch.url)
+    jobs: list[str] = []
+    pool.submit_job("msleep 300", answers.take("j"), deadline=soon(), on_accepted=jobs.append)
+    await until(lambda: jobs)
+    forged = commands.sendevent("BACKGROUND_JOB", {"Job-UUID": jobs[0], "Job-Command": "msleep"}, "+OK forged")
+    assert (await pool.command(forged, 5)).ok
+    await until(lambda: "j" in answers.by_key)
+    assert "forged" not in answers["j"].result
 
 
 async def test_many_jobs_over_many_connections_get_their_own_results(

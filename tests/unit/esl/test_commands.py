@@ -97,6 +97,8 @@ def test_rendered(rendered, expected):
         ("event", lambda: c.sendevent("A B", {})),
         ("headers.content-LENGTH", lambda: c.sendevent("A", {"content-LENGTH": "5"})),
         ("headers.Content-Length", lambda: c.sendmsg("u", {"Content-Length": "5"}, "hello")),
+        ("headers.content-length[1]", lambda: c.sendmsg("u", {"content-length[1]": "5"}, "hello")),
+        ("headers.Command[0]", lambda: c.sendevent("X", {"Command[0]": "api status"})),
         ("headers.a b", lambda: c.sendevent("A", {"a b": "x"})),
         ("headers.a:", lambda: c.sendevent("A", {"a:": "x"})),
         ("headers.", lambda: c.sendevent("A", {"": "x"})),

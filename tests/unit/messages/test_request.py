@@ -114,6 +114,8 @@ def test_null_empty_text_and_integral_floats_are_forgiven() -> None:
         ({"command": "x", "reply_to": "esl.reply.*"}, "reply_to", "wildcard"),
         ({"command": "x", "reply_to": "a" * 257}, "reply_to", "256"),
         ({"op": "sendevent", "event": "X", "headers": {"Content-Length": "9"}}, "headers", "Content-Length"),
+        ({"op": "sendevent", "event": "X", "headers": {"Content-Length[0]": "9"}}, "headers", "Content-Length"),
+        ({"op": "sendevent", "event": "X", "headers": {"COMMAND[0]": "api x"}}, "headers", "place of the command"),
         ({"op": "sendevent", "event": "X", "headers": {"a b": "9"}}, "headers", "not a header's name"),
         ({"op": "sendevent", "event": "X", "headers": {"a:b": "9"}}, "headers", "not a header's name"),
         ({"op": "sendevent", "event": "X", "headers": {"": "9"}}, "headers", "not a header's name"),

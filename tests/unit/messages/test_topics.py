@@ -295,5 +295,8 @@ def test_bad_subject_patterns(pattern: str) -> None:
 def test_reply_subjects_of_nats_messages() -> None:
     assert reply_subject_allowed("_INBOX.x")
     assert reply_subject_allowed("my.own.subject")
-    for subject in ("", "$JS.ACK.x", "fs.events.A", "esl.cmd", "esl.queue.fs1"):
+    assert reply_subject_allowed("my.$own/é..subject")
+    assert reply_subject_allowed("esl.dead")  # spoils nothing but itself
+    unpublishable = ("a.*", ">", "a b", "a\0b", "\udcff", "x" * 1_025)
+    for subject in ("", "$JS.ACK.x", "fs.events.A", "esl.cmd", "esl.queue.fs1", *unpublishable):
         assert not reply_subject_allowed(subject)

@@ -234,7 +234,7 @@ class CommandWorld:
         self.late: list[dict[str, Any]] = []
         self.denied: list[tuple[str, str]] = []
         self.dead: list[str] = []
-        self.audited: list[tuple[Any, CommandReply]] = []
+        self.audited: list[tuple[Any, CommandReply, str, str]] = []
         self.resumed = 0
         self.deadlines = Deadlines()
         self.relay = CommandRelay(
@@ -253,7 +253,7 @@ class CommandWorld:
                 on_denied=lambda op, reason: self.denied.append((op, reason)),
                 on_dead=self.dead.append,
                 on_room=self._room,
-                audit=lambda request, reply: self.audited.append((request, reply)),
+                audit=lambda request, reply, queue, address: self.audited.append((request, reply, queue, address)),
             ),
         )
 

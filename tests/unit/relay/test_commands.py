@@ -234,10 +234,17 @@ async def test_malformed_requests_are_answered_with_the_field(world: Any) -> Non
     assert "command" in given.reply.error
     assert given.sent[0][3]["Nats-Service-Error-Code"] == "400"
     assert "command" in given.sent[0][3]["Nats-Service-Error"]
-    garbage = world.put(b"\x00nonsense")
-    assert garbage.reply.status is Status.INVALID
     assert world.pool().given == []
-    assert world.metrics == [("", "invalid"), ("", "invalid")]
+    assert world.metrics == [("", "invalid")]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00nonsense", b"[1]", b'{"command": ', b"\x81\xa1"])
+async def test_what_cannot_be_decoded_is_a_dead_letter_and_answered_where_it_can_be(world: Any, payload: bytes) -> None:
+    garbage = world.put(payload)
+    assert garbage.rejected == world.dead != []
+    ((address, reply),) = world.bus.sent
+    assert (address, reply.status, reply.executed) == ("_INBOX.caller.1", Status.INVALID, Executed.NO)
+    assert world.metrics == [("", "invalid")]
 
 
 async def test_what_cannot_be_answered_is_a_dead_letter(world: Any) -> None:
@@ -247,7 +254,7 @@ async def test_what_cannot_be_answered_is_a_dead_letter(world: Any) -> None:
     assert world.put(b"\x00", delivery={"reply_to": ""}).rejected
 
 
-@pytest.mark.parametrize("subject", ["$JS.ACK.x", "fs.events.HEARTBEAT", "esl.cmd", "esl.queue.fs1"])
+@pytest.mark.parametrize("subject", ["$JS.ACK.x", "fs.events.HEARTBEAT", "esl.cmd", "esl.queue.fs1", "a.*"])
 async def test_reply_subjects_of_others_are_never_written_to(world: Any, subject: str) -> None:
     given = world.put(command="status", delivery={"reply_to": subject})
     assert "not permitted" in given.rejected[0]

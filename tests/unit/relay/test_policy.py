@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -250,6 +251,141 @@ def test_applications_are_looked_into(app: str, arg: str) -> None:
 )
 def test_everyday_applications_pass(app: str, arg: str) -> None:
     assert DEFAULT.check(execute(app, arg)) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        # FreeSWITCH takes quotes away when it cuts a line
+        "originate user/1000 &sys''tem(ls)",
+        "originate user/1000 &'system(ls)'",
+        "originate user/1000 '&log($''{system ls})'",
+        "originate {x='a &b'}user/1000 &system(ls)",
+        "originate {api_hang''up_hook='system ls'}user/1000 &park",
+        "originate loopback/a''pp=system:ls &park",
+        "originate user/1000 '&playback(shell_st''ream://ls)'",
+        f"uuid_setvar {UUID} 'api_hangup_hook' 'system ls'",
+        f"uuid_transfer {UUID} system:ls in''line",
+        "chat a''pi|me|system|ls",
+        # a text may bring its own delimiter
+        "originate ^^;user/1000;&system(ls)",
+        "originate ^^suser/1000s&\\sy\\stem(ls)",
+        "originate {a=1,^^:api_hangup_hook:system ls}user/1000 &park",
+        f"uuid_broadcast ^^;{UUID};system::ls",
+        f"uuid_setvar ^^;{UUID};api_hangup_hook;system ls",
+        f"uuid_transfer ^^;{UUID};system:ls;inline",
+        f"uuid_transfer {UUID} '^^;answer;system:ls' inline",
+        "fsctl ^^;shutdown;now",
+        # dialplans come in lists and with arguments
+        f"uuid_transfer {UUID} system:ls XML,inline",
+        f"uuid_transfer {UUID} 1000 inline:system:ls",
+        f"uuid_transfer {UUID} 1000 'inline:m:^:answer^system:ls'",
+        f"uuid_transfer {UUID} '\\\\ssystem:ls' inline",
+        "originate loopback/m:^:answer^system:ls/default/inline &park",
+        "originate loopback/1000/default/inline:system:ls &park",
+        # an index belongs to no name, and ARRAY:: to no value
+        f"uuid_setvar {UUID} api_hangup_hook[0] system ls",
+        f"uuid_setvar {UUID} api_hangup_hook ARRAY::status|:system ls",
+        f"uuid_setvar {UUID} sip_execute_on_image system ls",
+        "global_setvar api_hangup_hook[0[x=system ls",
+        # FreeSWITCH's JSON takes the first of two keys, in any case
+        'json {"command":"fsapi","data":{"cmd":"system","cmd":"status","arg":"ls"}}',
+        'json {"command":"fsapi","data":{"CMD":"system","Arg":"ls"}}',
+        'json {"command":"fsapi","data":{"cmd":"fsctl","arg":"shutdown","arg":"pause"}}',
+        # what FreeSWITCH fills in before it runs
+        "expand bgapi ${x} ls",
+        "expand expand sys${x}tem ls",
+        "expand fsctl shut${x}down",
+        "expand fsctl ${x}",
+        "eval ${fsctl(shut${x}down)}",
+        "expand unload ${x}",
+        "originate user/1000 &playback(shell_st${x}ream://ls)",
+    ],
+)
+def test_nothing_hides_behind_how_freeswitch_reads_texts(command: str) -> None:
+    assert DEFAULT.check(api(command)) is not None
+
+
+@pytest.mark.parametrize(
+    ("app", "arg"),
+    [
+        ("sched_broadcast", "+1 system::ls both"),
+        ("sched_broadcast", '+1" system::ls "'),
+        ("set", "api_hangup_hook,system ls"),
+        ("set", "api_hangup_hook[0]=system ls"),
+        ("export", "nolocal:api_hangup_hook,system ls"),
+        ("bind_digit_action", "realm,1,EXEC:system,ls"),
+        ("bind_digit_action", "exec:x,1,exec:system,ls"),
+        ("bind_digit_action", "realm,1,exec[a[b]c]:system,ls"),
+        ("bind_digit_action", "realm,1,ex''ec:system,ls"),
+        ("bind_digit_action", "^^;realm;1;exec:system;ls"),
+        ("limit_execute", "^^;hash;realm;id;5;system;ls"),
+        ("limit_hash_execute", "realm id 5 system ls"),
+        ("bridge_export", "api_hangup_hook,system ls"),
+        ("limit_execute", 'hash realm id" 5 system ls "'),
+        ("ARRAY::system", "ls"),
+        ("limit_execute", "ARRAY::^^;hash;realm;id;5;system;ls"),
+        ("playback", "shell_st''ream://ls"),
+    ],
+)
+def test_nor_do_applications(app: str, arg: str) -> None:
+    assert DEFAULT.check(execute(app, arg)) is not None
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"call-command": "", "Call-Command": "execute", "execute-app-name": "system"},
+        {"call-command[0]": "execute", "execute-app-name": "system"},
+        {"call-command": "execute", "execute-app-name[0]": "system"},
+        {"call-command": "execute", "execute-app-name": "ARRAY::system"},
+        {"call-command": "ARRAY::execute", "execute-app-name": "ARRAY::x|:system"},
+        {"call-command": "execute", "execute-app-name": "set", "_body": "api_hangup_hook=system ls"},
+        {"dest_proto": "", "Dest_Proto": "api", "to": "system"},
+        {"dest_proto[0]": "api", "to": "system"},
+        {"dest_proto": "ARRAY::api", "_body": "system ls"},
+    ],
+)
+def test_headers_are_read_as_freeswitch_reads_them(headers: dict[str, str]) -> None:
+    for op in ({"op": "sendmsg", "uuid": UUID}, {"op": "sendevent", "event": "CUSTOM"}):
+        assert DEFAULT.check(CommandRequest(**op, headers=headers)) is not None
+
+
+def test_an_allow_list_is_not_asked_for_what_only_a_wrong_reading_finds() -> None:
+    policy = Policy(allow=["originate", "answer", "playback"], deny=[])
+    for command in (
+        "originate user/1 'answer,playback:/tmp/a b.wav' inline",
+        "originate {^^:a=b:c=d}user/1 &playback(/x.wav)",
+        "originate {x='a b',y=\"c\"}user/1 '&playback(/tmp/it''s.wav)'",
+    ):
+        assert policy.check(api(command)) is None
+    assert policy.check(api("originate user/1 answer,hangup inline")) is not None
+
+
+def test_limits_hold_for_what_cannot_be_understood() -> None:
+    policy = Policy(deny=[])
+    broken = "originate {x=(}user/1 &park"
+    assert policy.check(api(broken)) is None
+    assert "originate" in policy.verbs(api(broken))
+    assert {"expand", "originate"} <= set(policy.verbs(api(f"expand {broken}")))
+
+
+def test_computed_arguments_are_denied_only_where_a_rule_asks_for_them() -> None:
+    assert DEFAULT.check(api("expand originate {x=${y}}user/1 &park")) is None
+    assert DEFAULT.check(api("expand fsctl pause")) is None
+    policy = Policy(deny=["originate *premium*"])
+    assert policy.check(api("originate {x=${y}}user/1 &park")) is None
+    assert policy.check(api("expand originate user/${x} &park")) is not None
+
+
+@pytest.mark.parametrize(
+    "text", ["&" * 60_000, "x &" * 20_000, "inline:" * 9_000, "a/inline:" * 7_000, "^^;^^,^^:^^|" + "a;b,c:d|" * 8_000]
+)
+def test_what_would_take_long_to_read_is_not_read_to_its_end(text: str) -> None:
+    began = time.perf_counter()
+    DEFAULT.check(api(f"eval {text}"))
+    DEFAULT.check(api("uuid_chat " + "${" * 100_000 + "}" * 100_000))
+    assert time.perf_counter() - began < 2.0  # it takes a tenth of a second; without a bound minutes
 
 
 def test_the_uuid_of_an_execute_counts_for_the_whole_text_although_verdicts_are_kept() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -54,6 +55,16 @@ async def test_two_contents_of_one_id(world: Any) -> None:
     assert running.reply.error.startswith("id:")
     world.pool().take().api("+OK")
     assert world.put(command="y", id="a").reply.status is Status.INVALID
+
+
+async def test_an_id_of_one_nodes_queue_is_another_content_on_another_nodes(make_world: Any) -> None:
+    world = make_world(["fs1", "fs2"])
+    first = world.put(command="x", id="a", delivery={"queue": "esl.cmd.fs1"})
+    world.pool("fs1").take().api("one")
+    other = world.put(command="x", id="a", delivery={"queue": "esl.cmd.fs2"})
+    assert (other.reply.status, other.reply.node) == (Status.INVALID, "")
+    same = world.put(command="x", id="a", to="fs1")  # the same command for the same node
+    assert (first.reply.node, same.reply.node, same.reply.replayed) == ("fs1", "fs1", True)
 
 
 async def test_safe_verbs_write_nothing(world: Any) -> None:
@@ -121,6 +132,17 @@ async def test_busy_and_draining_workers_still_know_outcomes(make_world: Any) ->
     assert world.put(command="x", id="c").reply.status is Status.BUSY
     world.pool().take().api("+OK")
     assert (waiting.reply.status, waiting.reply.replayed) == (OK, True)
+
+
+async def test_a_burst_is_answered_although_the_ledger_takes_its_time(make_world: Any, slow_ledger: Any) -> None:
+    world = make_world(ledger=slow_ledger, max_in_flight=2)
+    burst = [world.put(command="x", id=f"b{number}") for number in range(20_000)]
+    slow_ledger.go()
+    world.pool().take().api("+OK")
+    world.pool().take().api("+OK")
+    slow_ledger.go()
+    statuses = Counter(one.reply.status for one in burst)
+    assert (statuses, world.dead) == ({OK: 2, Status.BUSY: 19_998}, [])
 
 
 async def test_too_many_repeats_are_dead_letters(make_world: Any) -> None:
@@ -256,7 +278,7 @@ async def test_a_late_answer_follows_the_final_reply_even_when_it_overtakes_the_
 
 async def test_a_repeat_that_expires_in_line_still_hears_the_outcome(world: Any, until: Any) -> None:
     line = {"queue": "esl.cmd.fs1"}
-    world.put(command="x", id="a")
+    world.put(command="x", id="a", to="fs1")
     world.pool().take().api("+OK")
     world.put(command="y", delivery=line)
     repeat = world.put(command="x", id="a", timeout_ms=5, delivery=line)

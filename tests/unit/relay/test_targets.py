@@ -123,6 +123,15 @@ async def test_a_call_that_nobody_has(make_world: Any) -> None:
     assert [len(pool.given) for pool in world.nodes.pools.values()] == [1, 1]
 
 
+async def test_only_the_call_that_was_asked_for_does_not_exist(make_world: Any) -> None:
+    world = make_world()
+    elsewhere = world.put(command="uuid_exists u1", to="call:u2")
+    itself = world.put(command="uuid_exists u2", to="call:u2")
+    world.pool().take().api("false")
+    assert (elsewhere.reply.status, elsewhere.reply.executed) == (Status.NO_ROUTE, Executed.NO)
+    assert (itself.reply.status, itself.reply.result) == (OK, "false")
+
+
 async def test_nodes_that_cannot_be_asked_leave_the_answer_open(make_world: Any) -> None:
     world = make_world(["fs1", "fs2", "fs3"])
     world.nodes.states["fs3"] = "DOWN"
@@ -133,6 +142,14 @@ async def test_nodes_that_cannot_be_asked_leave_the_answer_open(make_world: Any)
     assert "fs2" in given.reply.error
     assert "fs3" in given.reply.error
     assert not world.calls.is_unknown("u1")
+
+
+async def test_no_look_up_unloads_the_event_socket(make_world: Any) -> None:
+    world = make_world(["fs1", "fs2"])
+    for uuid in ("unload-mod_event_socket", "MOD_EVENT_SOCKET:Reload"):
+        given = world.put(command="status", to=f"call:{uuid}")
+        assert (given.reply.status, given.reply.executed) == (Status.NO_ROUTE, Executed.NO)
+    assert [pool.given for pool in world.nodes.pools.values()] == [[], []]
 
 
 async def test_large_fleets_are_not_asked_node_by_node(make_world: Any) -> None:
@@ -189,6 +206,13 @@ async def test_all_nodes_answer(make_world: Any) -> None:
         ("fs2", "two", "a", None),
     ]
     assert world.put(command="x", id="a", to="all").reply.replies[1].result == "two"
+
+
+async def test_all_without_any_node(make_world: Any) -> None:
+    world = make_world()
+    world.nodes.pools.clear()
+    reply = world.put(command="x", id="a", to="all").reply
+    assert (reply.status, reply.executed) == (Status.UNAVAILABLE, Executed.NO)
 
 
 async def test_all_tells_the_worst_and_where_they_disagree(make_world: Any) -> None:
