@@ -17,7 +17,6 @@ from bridge.esl.replies import Reply
 from bridge.switch.carrier import CORE_UUID_QUERY
 
 _EVENT_NAME = re.compile(r"[A-Z_]+")
-_NO_HEARTBEAT = ("Event-Name", "-HEARTBEAT")
 _PASS_ALL = ("Event-Name", "/./")
 
 
@@ -100,9 +99,10 @@ class Subscription:
 
     def _complete(self, filters: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Keep reachable what the link and the jobs' owners need; filters that only exclude let the rest pass."""
-        if _NO_HEARTBEAT in filters:  # the link needs them, so it leaves them out itself
+        wanted = [one for one in filters if not _excludes_heartbeat(*one)]
+        if len(wanted) < len(filters):  # the link needs them, so it leaves them out itself
             self.wants_heartbeat = False
-            filters = [one for one in filters if one != _NO_HEARTBEAT]
+            filters = wanted
         if not filters:
             return []
         if all(value.startswith("-") for _, value in filters):
@@ -130,6 +130,11 @@ def split_names(subscribe: Sequence[str]) -> tuple[list[str], list[str]]:
                 if word.upper() == "CUSTOM":
                     custom = behind = True
     return list(names), list(subclasses)
+
+
+def _excludes_heartbeat(header: str, value: str) -> bool:
+    # FreeSWITCH ignores case in both, and blanks behind the sign.
+    return header.lower() == "event-name" and value[:1] == "-" and value[1:].strip().upper() == "HEARTBEAT"
 
 
 def _pair(one: str | tuple[str, str]) -> tuple[str, str]:
