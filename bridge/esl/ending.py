@@ -73,7 +73,13 @@ def find_reason(text: bytes) -> CloseReason | None:
     return None
 
 
-def find_torn_notice(data: bytes) -> CloseReason | None:
-    """Find a notice that another thread of FreeSWITCH wrote into the middle of a frame."""
-    start = data.rfind(_NOTICE)
-    return None if start < 0 else (find_reason(data[start:]) or CloseReason.DISCONNECT)
+def find_torn_notice(torn: bytes, rest: bytes = b"") -> CloseReason | None:
+    """Find a notice that another thread of FreeSWITCH wrote into the middle of a frame.
+
+    ``rest`` is what was read with it: the frame may have ended within the notice.
+    """
+    for place in (torn, rest):
+        start = place.rfind(_NOTICE)
+        if start >= 0:
+            return find_reason(place[start:]) or find_reason(rest) or CloseReason.DISCONNECT
+    return None

@@ -194,9 +194,9 @@ class Protocol:
                     return occurrences
                 authenticated = self.state in _AUTHENTICATED
             if parser.error is not None:
-                append(self._fault(parser.error, parser.partial))
+                append(self._fault(parser.error, parser.partial, data))
         except ProtocolError as error:
-            append(self._fault(error, body))
+            append(self._fault(error, body, data))
         return occurrences
 
     def receive_eof(self) -> list[Occurrence]:
@@ -258,9 +258,11 @@ class Protocol:
                 error = AuthenticationFailed(text)
                 occurrences.append(self._end(CloseReason.AUTH_FAILED, error))
 
-    def _fault(self, error: ProtocolError, where: bytes) -> Closed:
+    def _fault(self, error: ProtocolError, where: bytes, read: bytes | bytearray | memoryview) -> Closed:
         """The stream makes no sense: after or around a notice that is how connections end, else the peer's fault."""
-        reason = self._notice.reason if self._notice is not None else find_torn_notice(where)
+        # Before we are in, a goodbye behind a reply that was cut does not say what is wrong.
+        rest = bytes(read) if self.state in _AUTHENTICATED else b""
+        reason = self._notice.reason if self._notice is not None else find_torn_notice(where, rest)
         if reason is None:
             return self._end(CloseReason.PROTOCOL_ERROR, error)
         lost = ConnectionLost(_ending(self._notice, f"connection ended in a torn frame ({error})"))

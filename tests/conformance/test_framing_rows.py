@@ -252,6 +252,27 @@ def test_row_38_notice_in_the_missing_half(feed, protocol, json_event, plain_eve
         assert closed.reason is reason
 
 
+@pytest.mark.parametrize("format", ["json", "plain"])
+def test_row_38_however_much_is_missing(protocol, json_event, plain_event, format):
+    """Also where the notice, or its head alone, is just as long as what is missing."""
+    text = b"killed listener because of lost events\n"
+    notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
+    headers = {f"variable_{number}": "x" for number in range(10)}
+    whole = (
+        json_event("TORN", **headers)
+        if format == "json"
+        else plain_event(b"Event-Name: TORN\n" + b"".join(b"variable_%d: x\n" % n for n in range(10)) + b"\n")
+    )
+    for missing in range(1, len(whole)):
+        fresh = type(protocol)()
+        fresh.receive_data(GREETING)
+        fresh.send(commands.auth("x"))
+        fresh.data_to_send()
+        fresh.receive_data(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
+        (closed,) = fresh.receive_data(whole[:-missing] + notice) + fresh.receive_eof()
+        assert closed.reason is CloseReason.LOST_EVENTS, missing
+
+
 def test_row_38_notice_inside_a_body_that_goes_on(feed, protocol, json_event, plain_event):
     notice = b"Content-Type: text/disconnect-notice\nContent-Length: 31\n\nThe system is being shut down.\n"
     for whole in (
@@ -272,7 +293,8 @@ def test_row_38_notice_inside_a_header_block(feed, protocol):
     notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
     (closed,) = feed(protocol, b"Content-Length: 23" + notice + b"10\nContent-Type: text/event-json\n\n")
     assert isinstance(closed.error, ConnectionLost)
-    assert closed.reason is CloseReason.DISCONNECT  # the notice's text lies behind the fault
+    # The notice's text lies behind the fault.
+    assert closed.reason is (CloseReason.DISCONNECT if feed.way == "byte by byte" else CloseReason.LOST_EVENTS)
 
 
 def test_row_39_goodbye_then_fin(feed, protocol):
