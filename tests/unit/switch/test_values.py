@@ -229,6 +229,18 @@ def test_each_line_answers_once() -> None:
     assert len(own) == 0
 
 
+def test_a_command_that_did_not_run_has_no_event() -> None:
+    own = OwnCommands()
+    for command in (b"api status\n\n", b"api status\n\n", b"bgapi show calls\nJob-UUID: x\n\n"):
+        own.add_command(command)
+    for command in (b"api status\n\n", b"bgapi show calls\nJob-UUID: x\n\n", b"api other\n\n", b"sendmsg x\n\n"):
+        own.withdraw_command(command)
+    assert own.take("status", "")
+    assert not own.take("status", "")
+    assert not own.take("show", "calls")
+    assert len(own) == 0
+
+
 def test_a_taken_line_does_not_age_another_out() -> None:
     own = OwnCommands(limit=10)
     for _ in range(1000):
