@@ -94,8 +94,9 @@ class Connection(asyncio.BufferedProtocol):
                 await dial(url, lambda: self, tls)
                 await self._authenticated
         except TimeoutError:
+            why = self._why_late(timeout)  # before the end: then nobody knows any more what was waited for
             self.abort()
-            raise ConnectTimeout(self._why_late(timeout)) from None
+            raise ConnectTimeout(why) from None
         except BaseException:
             self.abort()
             raise
