@@ -263,6 +263,11 @@ class NodeRelay:
         loss = Loss(self.epoch, "link", start=gap.start, end=gap.end, before=gap.before, after=gap.after, count=None)
         self.buffer.miss(loss)
 
+    def dropped(self, count: int, start: float, end: float) -> None:
+        """We had no room for so many while standing by: told with the next event. Some may be published."""
+        self._meter.events_dropped(self.node, "buffer", count)
+        self.buffer.miss(Loss(self.epoch, "buffer", start, end, count=count, exact=False))
+
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
         self._meter.link_lost(self.node, str(reason))

@@ -319,6 +319,17 @@ def test_an_outage_of_the_link_becomes_a_gap_without_a_count() -> None:
     assert (loss.reason, loss.before, loss.after, loss.count) == ("link", f"{CORE}:1", f"{CORE}:9", None)
 
 
+def test_what_a_standby_had_no_room_for_is_told_as_an_upper_bound() -> None:
+    house = House()
+    house.relay_events(stamp("A", 1))
+    house.relay.dropped(7, 10.0, 12.0)
+    house.relay_events(stamp("A", 9))
+    [loss] = house.relay.buffer.take_losses()
+    assert (loss.reason, loss.count, loss.exact, loss.start, loss.end) == ("buffer", 7, False, 10.0, 12.0)
+    assert (loss.before, loss.after) == (f"{CORE}:1", f"{CORE}:9")
+    assert house.meter.counts["dropped buffer"] == 7
+
+
 def test_log_lines_become_notices() -> None:
     house = House()
     house.relay.log_lines([LogRecord(level=3, text="boom\n", file="a.c", line=12, func="f", uuid="u-1")])
