@@ -53,8 +53,8 @@ class Subscription:
     """The wishes of one node: event names, filters, format, log level.
 
     ``subscribe`` takes event names, ``CUSTOM``, and subclasses as ``CUSTOM sofia::register``,
-    ``CUSTOM:sofia::register`` or, behind a ``CUSTOM``, alone. ``filters`` are ``"Header value"`` texts or pairs,
-    with FreeSWITCH's meaning: alternatives, a value that begins with ``-`` excludes.
+    ``CUSTOM:sofia::register`` or, where they can be no names, alone. ``filters`` are ``"Header value"`` texts or
+    pairs, with FreeSWITCH's meaning: alternatives, a value that begins with ``-`` excludes.
 
     Raises InvalidCommand for what cannot be written.
     """
@@ -114,7 +114,7 @@ class Subscription:
 
 
 def split_names(subscribe: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Event names (upper case) and CUSTOM subclasses, each once, in order."""
+    """Event names (upper case) and CUSTOM subclasses, each once, in order; what can be no name is a subclass."""
     names: dict[str, None] = {}
     subclasses: dict[str, None] = {}
     custom = False
@@ -125,6 +125,9 @@ def split_names(subscribe: Sequence[str]) -> tuple[list[str], list[str]]:
                 names["CUSTOM"] = subclasses[word[len("CUSTOM:") :]] = None
             elif behind or (custom and _EVENT_NAME.fullmatch(word) is None):
                 subclasses[word] = None
+            elif _EVENT_NAME.fullmatch(word.upper()) is None:
+                # As a name FreeSWITCH would skip it without a word.
+                names["CUSTOM"] = subclasses[word] = None
             else:
                 names[word.upper()] = None
                 if word.upper() == "CUSTOM":

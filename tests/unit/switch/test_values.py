@@ -272,6 +272,7 @@ def lines(subscription: Subscription) -> list[str]:
         ["CHANNEL_ANSWER", "CUSTOM sofia::register conference::maintenance"],
         ["CUSTOM", "sofia::register", "conference::maintenance", "channel_answer".upper()],
         ["CUSTOM:sofia::register", "CUSTOM:conference::maintenance", "CHANNEL_ANSWER"],
+        ["sofia::register", "channel_answer", "conference::maintenance"],
     ],
 )
 def test_subclasses_come_last_however_they_are_written(subscribe: list[str]) -> None:
