@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_core import PydanticCustomError
 
-from bridge.errors import EslUrlError
+from bridge.errors import EslUrlError, InvalidCommand
+from bridge.esl import commands
 from bridge.esl.url import EslUrl
 from bridge.redaction import redact_url
 
@@ -120,6 +121,10 @@ def _check_filter(text: str) -> str:
     found = re.fullmatch(r"([^\s:]+):?[ \t]+(\S[^\r\n]*)", text.strip(" "))
     if not found:
         raise fault('must be "Header value" or "Header /regex/", as for FreeSWITCH\'s filter command')
+    try:
+        commands.filter_add(found[1], found[2])
+    except InvalidCommand as error:
+        raise fault(str(error)) from None
     return f"{found[1]} {found[2]}"
 
 
@@ -132,6 +137,10 @@ def _check_token(text: str) -> str:
 def _check_event_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]+|CUSTOM(?::| )\S+|[^\s]+::[^\s]+", text):
         raise fault('must be an event name ("CHANNEL_ANSWER"), "ALL", or "CUSTOM:subclass"')
+    try:
+        commands.event("json", text.split())
+    except InvalidCommand as error:
+        raise fault(str(error)) from None
     return text
 
 

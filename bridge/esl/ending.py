@@ -63,6 +63,8 @@ _TEXTS: Final = (
     (b"Disconnected, goodbye.", CloseReason.DISCONNECT),
 )
 _NOTICE: Final = b"Content-Type: text/disconnect-notice\n"
+_NOTICE_HEAD: Final = _NOTICE + b"Content-Length: "
+_BEGINNINGS: Final = tuple(_NOTICE_HEAD[:length].decode() for length in range(1, len(_NOTICE_HEAD) + 1))
 
 
 def find_reason(text: bytes) -> CloseReason | None:
@@ -73,7 +75,23 @@ def find_reason(text: bytes) -> CloseReason | None:
     return None
 
 
-def find_torn_notice(data: bytes) -> CloseReason | None:
-    """Find a notice that another thread of FreeSWITCH wrote into the middle of a frame."""
-    start = data.rfind(_NOTICE)
-    return None if start < 0 else (find_reason(data[start:]) or CloseReason.DISCONNECT)
+def find_torn_notice(torn: bytes, rest: bytes = b"") -> CloseReason | None:
+    """Find a notice that another thread of FreeSWITCH wrote into the middle of a frame.
+
+    ``rest`` is what was read with it: the frame may have ended within the notice.
+    """
+    for place in (torn, rest):
+        start = place.rfind(_NOTICE)
+        if start >= 0:
+            return find_reason(place[start:]) or find_reason(rest) or CloseReason.DISCONNECT
+    return None
+
+
+def holds_notice(body: bytes) -> bool:
+    """Whether the output of a command has the head of a notice in it: then the output is not whole."""
+    return _NOTICE_HEAD in body
+
+
+def ends_in_notice(text: str) -> bool:
+    """Whether a text ends in the beginning of a notice's head."""
+    return text.endswith(_BEGINNINGS)

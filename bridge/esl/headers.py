@@ -16,6 +16,7 @@ CONTENT_TYPE: Final = b"content-type"
 # frames were glued together (a reply cut by FreeSWITCH's 512-byte buffer, a notice written into a header).
 _DECISIVE: Final = frozenset((CONTENT_LENGTH, CONTENT_TYPE, b"reply-text"))
 
+_FRAMING: Final = (CONTENT_LENGTH, CONTENT_TYPE)
 _EVENT: Final = b"text/event-"
 _VARIABLE: Final = b"variable_"  # channel variables of the answer to connect, whose names are anybody's
 
@@ -42,9 +43,9 @@ def parse_block(block: bytes) -> dict[bytes, bytes]:
                 repeated.add(name)
                 if headers[name] != value:
                     raise ProtocolError(f"two different values of {name.decode()}: two frames run into each other")
-        elif name.endswith(CONTENT_LENGTH) and not name.startswith(_VARIABLE):
+        elif name.endswith(_FRAMING) and not name.startswith(_VARIABLE):
             # A head that was cut in the middle of a name, and the next frame's head behind it.
-            raise ProtocolError(f"a length in the middle of a line: two frames run into each other: {excerpt(line)}")
+            raise ProtocolError(f"a head in the middle of a line: two frames run into each other: {excerpt(line)}")
         headers[name] = value
     if CONTENT_LENGTH in repeated and (
         CONTENT_TYPE in repeated or headers.get(CONTENT_TYPE, b"").lower().startswith(_EVENT)
@@ -70,10 +71,12 @@ def body_length(headers: dict[bytes, bytes], limit: int) -> int:
 
 
 def content_type(headers: dict[bytes, bytes]) -> str:
-    """Return the frame's Content-Type in lower case; raises ``ProtocolError`` where there is none."""
+    """Return the frame's Content-Type in lower case; raises ``ProtocolError`` where there is none, or more than one."""
     value = headers.get(CONTENT_TYPE)
     if not value:
         raise ProtocolError("a header block without Content-Type: the stream is out of step")
+    if b":" in value:
+        raise ProtocolError(f"a head in the middle of a Content-Type: two frames run into each other: {excerpt(value)}")
     return value.decode("utf-8", "replace").lower()
 
 

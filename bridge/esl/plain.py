@@ -16,7 +16,15 @@ from bridge.esl.headers import decode_block, parse_block
 HeaderValue = str | list[str]
 
 _LENGTHS: Final = re.compile(rb"^content-length:[ \t]*([0-9]{1,10})\r?$", re.IGNORECASE | re.MULTILINE)
-_NEXT_HEAD: Final = b"\nContent-Type: text/event-plain\n\n"
+# The head of another frame at the end of an event's header block: a notice, or the next frame, in place of the missing
+# rest. A sender's own Content-Type never stands there, FreeSWITCH's stamp comes behind it.
+_NEXT_HEAD: Final = re.compile(
+    rb"(?:\nContent-Type: text/event-[a-z]+"
+    rb"|Content-Type: (?:text/disconnect-notice|api/response)\nContent-Length: [0-9]+"
+    rb"|Content-Type: command/reply\nReply-Text: [^\n]*"
+    rb"|Content-Type: log/data\nContent-Length: [0-9]+\nLog-Level: (?:[^\n]*\n){2,5}User-Data: [^\n]*)\Z"
+)
+_LONGEST_HEAD: Final = 512
 _UNDEFINED: Final = b"_undef_"  # how the plain format writes an empty value
 _UNDEFINED_LINE: Final = b": _undef_\n"
 _ARRAY: Final = "ARRAY::"
@@ -41,15 +49,20 @@ def split_plain(raw: bytes) -> tuple[bytes, bytes | None]:
     if end < 0:
         raise ProtocolError("a plain event without the blank line at its end: the stream is out of step")
     body = raw[end + 2 :]
-    if not body:
-        if raw.endswith(_NEXT_HEAD):
-            raise ProtocolError("a plain event with the next frame's head at its end: the stream is out of step")
-        return raw[:end], None
     block = raw[:end]
+    if _runs_into_another(block):
+        raise ProtocolError("a plain event with another frame's head at its end: the stream is out of step")
+    if not body:
+        return block, None
     # A sender's own Content-Length can stand before the true one.
     if not any(int(length) == len(body) for length in _LENGTHS.findall(block)):
         raise ProtocolError("a plain event whose body has another length than it says: the stream is out of step")
     return block, body
+
+
+def _runs_into_another(block: bytes) -> bool:
+    # Nearly never is there a Content-Type at all so near to the end.
+    return block.find(b"Content-Type: ", -_LONGEST_HEAD) >= 0 and _NEXT_HEAD.search(block[-_LONGEST_HEAD:]) is not None
 
 
 def decode_value(value: bytes) -> str:
@@ -94,7 +107,8 @@ def transcribe(raw: bytes) -> bytes | None:
     ``decode_plain``'s. What is returned has to be read as JSON before it is believed: lines that are no headers make
     it invalid.
     """
-    if not raw.endswith(b"\n\n") or raw.endswith(_NEXT_HEAD):
+    text = raw[:-2]
+    if not raw.endswith(b"\n\n") or _runs_into_another(text):
         return None
     marks = raw.translate(None, _BUT_MARKS)
     if b'"' in marks or b"\\" in marks or b"\r" in marks or b"%:" in marks:
@@ -102,7 +116,6 @@ def transcribe(raw: bytes) -> bytes | None:
     separators = marks.count(b": ")
     if marks.count(b":") != separators or marks.count(b" ") != separators or _UNDEFINED_LINE in raw:
         return None
-    text = raw[:-2]
     if _NO_PLAIN_ESCAPE.search(text):
         for code, escape in _ESCAPES:
             text = text.replace(code, escape)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, cast
 
 from bridge.errors import AccessDenied, AuthenticationFailed, ConnectionLost, EslError, NotConnected, ProtocolError
-from bridge.esl.ending import CloseReason, Notice, find_torn_notice
+from bridge.esl.ending import CloseReason, Notice, ends_in_notice, find_torn_notice, holds_notice
 from bridge.esl.event import Event, read_json_event
 from bridge.esl.frames import (
     API_RESPONSE,
@@ -75,6 +75,7 @@ _AUTHENTICATED: Final = frozenset((State.READY, State.CLOSING))
 _EVENTS: Final = frozenset((EVENT_JSON, EVENT_PLAIN))
 _REPLIES: Final = frozenset((COMMAND_REPLY, API_RESPONSE))
 _ONLY_EVENTS: Final = {Event}
+_TAIL: Final = 64  # bytes by whose equality the end of a frame is found again in what was read
 _AUTH_COMMANDS: Final = ("auth", "userauth")
 _LONG_ALLOW_LIST: Final = (
     "FreeSWITCH cuts the reply to userauth at 511 bytes, and this user's allow-lists (esl-allowed-api, "
@@ -200,9 +201,9 @@ class Protocol:
                     return occurrences
                 authenticated = self.state in _AUTHENTICATED
             if parser.error is not None:
-                append(self._fault(parser.error, parser.partial))
+                append(self._fault(parser.error, parser.partial, data, occurrences))
         except ProtocolError as error:
-            append(self._fault(error, body))
+            append(self._fault(error, body, data, occurrences))
         return occurrences
 
     def receive_eof(self) -> list[Occurrence]:
@@ -249,6 +250,8 @@ class Protocol:
         if frame.content_type == COMMAND_REPLY and frame.body:
             hint = f" ({_LONG_ALLOW_LIST})" if b"\nAllowed-" in frame.head else ""
             raise ProtocolError(f"a reply ran into the frame behind it{hint}")
+        if frame.content_type == API_RESPONSE and holds_notice(frame.body):
+            raise ProtocolError("the output of a command with a notice in its middle")
         pending = self._pending.first
         if pending is None or not pending.sent:
             raise ProtocolError("a reply to nothing")
@@ -264,13 +267,37 @@ class Protocol:
                 error = AuthenticationFailed(text)
                 occurrences.append(self._end(CloseReason.AUTH_FAILED, error))
 
-    def _fault(self, error: ProtocolError, where: bytes) -> Closed:
-        """The stream makes no sense: after or around a notice that is how connections end, else the peer's fault."""
-        reason = self._notice.reason if self._notice is not None else find_torn_notice(where)
+    def _fault(
+        self,
+        error: ProtocolError,
+        where: bytes,
+        read: bytes | bytearray | memoryview,
+        occurrences: list[Occurrence],
+    ) -> Closed:
+        """The stream makes no sense: after or around a notice that is how connections end, else the peer's fault.
+
+        ``where`` is the frame at fault, and part of ``read``; ``occurrences`` are what came in front of it.
+        """
+        if self._notice is not None:
+            reason: CloseReason | None = self._notice.reason
+        else:
+            rest = b""
+            # Before we are in, a goodbye behind a reply that was cut does not say what is wrong.
+            if where and self.state in _AUTHENTICATED:
+                data = bytes(read)
+                start = data.rfind(where[-_TAIL:])
+                # A little before it, too: the notice may have begun in the frame in front.
+                rest = data[max(0, start - _TAIL) :] if start >= 0 else b""
+            reason = find_torn_notice(where, rest)
         if reason is None:
             return self._end(CloseReason.PROTOCOL_ERROR, error)
-        lost = ConnectionLost(_ending(self._notice, f"connection ended in a torn frame ({error})"))
-        return self._end(reason, lost)
+        closed = self._end(reason, ConnectionLost(_ending(self._notice, f"connection ended in a torn frame ({error})")))
+        last = occurrences[-1] if occurrences else None
+        if type(last) is ReplyReceived and last.reply.kind == "api" and ends_in_notice(last.reply.text):
+            # The output in front was torn, so that it took the beginning of the notice for its end.
+            occurrences.pop()
+            closed.lost.insert(0, last.pending)
+        return closed
 
     def _end(self, reason: CloseReason, error: EslError) -> Closed:
         self.state = State.CLOSED

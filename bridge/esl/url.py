@@ -72,10 +72,13 @@ def _userinfo(userinfo: str) -> tuple[str | None, str]:
     username, colon, password = userinfo.partition(":")
     if not colon:
         raise EslUrlError(f"no colon before the password: the form is {_FORM}")
-    password = _decoded(password, "the password")
-    if not password:
-        raise EslUrlError("the password is empty")
-    return _decoded(username, "the username") or None, password
+    username, password = _decoded(username, "the username"), _decoded(password, "the password")
+    if not password.strip():
+        raise EslUrlError("the password is empty, or nothing but spaces")
+    # userauth ends the name at its first colon, and the command's word at its first space.
+    if ":" in username or any(map(str.isspace, username)):
+        raise EslUrlError("the username holds a colon or a space")
+    return username or None, password
 
 
 def _decoded(text: str, what: str) -> str:

@@ -78,7 +78,7 @@ def add_loss(losses: list[Loss], loss: Loss) -> None:
     for known in losses:
         if known.reason == loss.reason and known.epoch == loss.epoch:
             known.end = max(known.end, loss.end)
-            known.after = loss.after or known.after
+            known.after = loss.after  # unknown yet where that of the later is
             if known.count is not None and loss.count is not None:
                 known.count += loss.count
             known.exact = known.exact and loss.exact
@@ -120,6 +120,19 @@ def rank_of(message: Message) -> int:
 def share_of(chunk: Chunk, messages: list[Message]) -> int:
     """The bytes of a part of a chunk."""
     return chunk.size * len(messages) // len(chunk.messages)
+
+
+def add_in_front(losses: list[Loss], loss: Loss) -> None:
+    """Put a loss in front of the others; of one reason and epoch they become one."""
+    for known in losses:
+        if known.reason == loss.reason and known.epoch == loss.epoch:
+            known.start = min(known.start, loss.start)
+            known.before = loss.before or known.before
+            if known.count is not None and loss.count is not None:
+                known.count += loss.count
+            known.exact = known.exact and loss.exact
+            return
+    losses.insert(0, loss)
 
 
 def count_of(chunks: Iterable[Chunk]) -> int:

@@ -20,7 +20,7 @@ from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
 from bridge.relay.buffer import EventBuffer
-from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, is_made_up
+from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, identity_of, is_made_up
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
 from bridge.relay.routes import Line, Route, RouteSettings
@@ -70,13 +70,39 @@ class EventMeter(Protocol):
 
 
 class _Lane:
-    """One way out of a node: its buffer, and what the read under way has brought for it."""
+    """One way out of a node: its buffer, and what the read under way has brought for it.
 
-    __slots__ = ("buffer", "messages")
+    ``missing`` are events of that read which are too large, each with the number of messages in front of it.
+    """
+
+    __slots__ = ("buffer", "messages", "missing")
 
     def __init__(self, buffer: EventBuffer) -> None:
         self.buffer = buffer
         self.messages: list[Message] = []
+        self.missing: list[tuple[int, Loss]] = []
+
+    def miss(self, loss: Loss) -> None:
+        """Keep a loss of the read under way until it is known what comes behind it."""
+        if self.messages:
+            loss.before = identity_of(self.messages[-1])
+        self.missing.append((len(self.messages), loss))
+
+    def tell_missing(self) -> None:
+        """Book what is missing in front of the read's messages, or between them; what is missing behind them stays."""
+        missing, self.missing = self.missing, []
+        for place, loss in missing:
+            if place < len(self.messages):
+                loss.after = identity_of(self.messages[place])
+                self.buffer.miss(loss)
+            else:
+                self.missing.append((place, loss))
+
+    def tell_rest(self) -> None:
+        """Book what is missing behind the read's last message."""
+        for _, loss in self.missing:
+            self.buffer.miss(loss)
+        self.missing.clear()
 
 
 # A line of a route and the lanes that its messages take; in front of them their methods, which every event calls.
@@ -189,12 +215,16 @@ class NodeRelay:
         self.received += len(events)
         self._reads += 1
         for lane in self._lanes:
+            if lane.missing:
+                lane.tell_missing()
             if lane.messages:
                 messages = lane.messages.copy()
                 lane.messages.clear()
                 size = len(messages) * ENTRY_OVERHEAD + sum([len(message.payload) for message in messages])
                 lane.buffer.append(Chunk(self.epoch, messages, size, now, None, 0, self._reads), self._last)
                 lane.buffer.wake()
+            if lane.missing:
+                lane.tell_rest()
         last = events[-1]
         identity = last.identity
         if not is_made_up(identity):
@@ -232,6 +262,11 @@ class NodeRelay:
         """FreeSWITCH spoke while nobody listened: told with the next event, how much was said nobody knows."""
         loss = Loss(self.epoch, "link", start=gap.start, end=gap.end, before=gap.before, after=gap.after, count=None)
         self.buffer.miss(loss)
+
+    def dropped(self, count: int, start: float, end: float) -> None:
+        """We had no room for so many while standing by: told with the next event. Some may be published."""
+        self._meter.events_dropped(self.node, "buffer", count)
+        self.buffer.miss(Loss(self.epoch, "buffer", start, end, count=count, exact=False))
 
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
@@ -312,7 +347,7 @@ class NodeRelay:
         log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
         self._meter.events_dropped(self.node, "too_large", 1)
         for lane in lanes:
-            lane.buffer.miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
+            lane.miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
         return None
 
 

@@ -16,7 +16,7 @@ from bridge.esl.protocol import LogRecord
 from bridge.relay.buffer import Loss
 from bridge.relay.events import NodeRelay, Watchers
 from bridge.relay.known_calls import KnownCalls
-from bridge.relay.ring import EventRing
+from bridge.relay.ring import EventRing, Overflow
 from bridge.switch.node import LinkGap, NodeChange
 
 BEHIND = 10.0
@@ -172,6 +172,7 @@ class NodeFeed:
         relay.link_up(self.core_uuid, self.linked_at or time.time())
         if self._change is not None:
             relay.node_changed(self._change)
+        missed = False
         if mark is not None and mark.at:
             found = bool(mark.identity) and ring.trim(mark.identity)
             if not found and mark.trail:
@@ -181,6 +182,7 @@ class NodeFeed:
             # A ring that was trimmed holds all behind its head: a mark that is not in it is older than what the owner
             # told last.
             if not found and (ring.overflowed or not (overlapped or ring.head)):
+                missed = True
                 self._missed = mark
                 self._doubtful = len(ring) > 0
                 if self.linked_at:
@@ -190,6 +192,9 @@ class NodeFeed:
         for kept in ring.take():
             if isinstance(kept, LinkGap):
                 relay.gap(kept)
+            elif isinstance(kept, Overflow):
+                if not missed:  # else it is part of what was told already
+                    relay.dropped(kept.count, kept.start, kept.end)
             else:
                 count += len(kept)
                 self.begun.update([event.unique_id for event in kept if event.name in _BEGINNINGS])

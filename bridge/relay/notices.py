@@ -30,6 +30,7 @@ NoticeData = AuditNotice | GapNotice | LateNotice | LogNotice | NodeNotice | Sna
 # A notice is rare; what is over this is a fault that would only repeat itself.
 _WAITING_LIMIT = 10_000
 _WAITING_BYTES = 16 * 1024 * 1024  # a snapshot of a busy node alone is some MB
+_LOG = notice_topic(LogNotice.kind)
 
 
 class NoticeBoard:
@@ -47,6 +48,7 @@ class NoticeBoard:
         self._number = 0
         self._waiting: deque[Message] = deque()
         self._bytes = 0
+        self._logs = 0  # of those that wait
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -65,10 +67,12 @@ class NoticeBoard:
             time=time.time(),
             codec=self._codec,
         )
+        topic = notice_topic(kind)
         self._bytes += len(payload)
+        self._logs += topic == _LOG
         self._waiting.append(
             Message(
-                topic=notice_topic(kind),
+                topic=topic,
                 payload=payload,
                 id=notice_id(self.instance, self._number),
                 type=TYPE_PREFIX + kind,
@@ -82,17 +86,40 @@ class NoticeBoard:
         """All that wait, oldest first."""
         taken = list(self._waiting)
         self._waiting.clear()
-        self._bytes = 0
+        self._bytes = self._logs = 0
         return taken
 
     def put_back(self, messages: list[Message]) -> None:
         """Return what was not written, to the front."""
         self._waiting.extendleft(reversed(messages))
         self._bytes += sum(len(message.payload) for message in messages)
+        self._logs += sum(message.topic == _LOG for message in messages)
         self._trim()
 
     def _trim(self) -> None:
-        """The oldest go first; the newest stays, however large."""
-        while len(self._waiting) > 1 and (len(self._waiting) > _WAITING_LIMIT or self._bytes > _WAITING_BYTES):
-            self._bytes -= len(self._waiting.popleft().payload)
-            self.dropped += 1
+        """FreeSWITCH's log goes first, then the oldest; the newest stays, however large."""
+        if self._logs and self._over(_WAITING_LIMIT, _WAITING_BYTES):
+            self._drop_logs()
+        while len(self._waiting) > 1 and self._over(_WAITING_LIMIT, _WAITING_BYTES):
+            self._leave(self._waiting.popleft())
+
+    def _over(self, count: int, size: int) -> bool:
+        return len(self._waiting) > count or self._bytes > size
+
+    def _drop_logs(self) -> None:
+        """Drop the oldest log lines: a busy node has thousands a second, but tells a change of state once."""
+        # Down to nine tenths: dropping a little more now keeps the cost off the next thousand lines.
+        waiting, self._waiting = self._waiting, deque()
+        count = len(waiting)
+        for message in waiting:
+            much = count > _WAITING_LIMIT * 9 // 10 or self._bytes > _WAITING_BYTES * 9 // 10
+            if much and message.topic == _LOG:
+                self._leave(message)
+                count -= 1
+            else:
+                self._waiting.append(message)
+
+    def _leave(self, message: Message) -> None:
+        self._bytes -= len(message.payload)
+        self._logs -= message.topic == _LOG
+        self.dropped += 1

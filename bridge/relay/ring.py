@@ -30,12 +30,20 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
 
 
+class Overflow(msgspec.Struct):
+    """Events that were dropped for want of room: how many, with FreeSWITCH's time of the first and the last (s)."""
+
+    count: int = 0
+    start: float = 0.0
+    end: float = 0.0
+
+
 class _Read:
     """What one socket read brought; on disk only its identities are in memory. Or a hole (``gap``)."""
 
     __slots__ = ("events", "gap", "identities", "length", "offset", "size")
 
-    def __init__(self, events: list[Event] | None, size: int, gap: LinkGap | None = None) -> None:
+    def __init__(self, events: list[Event] | None, size: int, gap: LinkGap | Overflow | None = None) -> None:
         self.events = events
         self.size = size
         self.gap = gap
@@ -108,10 +116,10 @@ class EventRing:
             read.size -= size
             self.size -= size
         self.head = identity
-        self.overflowed = False
+        self.overflowed = any(isinstance(read.gap, Overflow) for read in self._stored)
         return True
 
-    def take(self) -> Iterator[list[Event] | LinkGap]:
+    def take(self) -> Iterator[list[Event] | LinkGap | Overflow]:
         """Everything that is kept, in order, each read or hole once; the ring is empty afterwards."""
         while self._stored:
             read = self._stored.popleft()
@@ -172,7 +180,17 @@ class EventRing:
             if read.gap is not None:
                 self._stored.append(read)
             elif not self._store(read):
-                self.overflowed = True
+                self._overflow(read.events or [])
+
+    def _overflow(self, events: list[Event]) -> None:
+        """What is dropped leaves a hole in its place: what is older may be on disk, and behind the mark."""
+        self.overflowed = True
+        hole = self._stored[-1].gap if self._stored else None
+        if not isinstance(hole, Overflow):
+            hole = Overflow(start=events[0].timestamp_us / 1e6)
+            self._stored.append(_Read(None, 0, hole))
+        hole.count += len(events)
+        hole.end = events[-1].timestamp_us / 1e6
 
     def _store(self, read: _Read) -> bool:
         events = read.events or []

@@ -72,6 +72,7 @@ class Route:
         """The Core-UUID that the events bear; one that can stand in JSON and in headers as it is."""
         self._filter = EventFilter(settings.events, settings.subclasses)
         self._lines: dict[tuple[str, str], Line | None] = {}
+        self._first: dict[str, Line] = {}  # of each topic: it holds the topic's number
         # Passed through: nothing of the event is looked at but its envelope.
         self._direct = (
             settings.codec == "json"
@@ -92,11 +93,17 @@ class Route:
         known = len(self._lines) < _KNOWN_LIMIT
         if self._filter.wants(name, subclass):
             topic = ""
-            # A number must never be given twice within an epoch, so names over the limit share one counter.
-            if self.template.per_topic and known:
+            if self.template.per_topic:
                 topic = self.template.render(name=name, subclass=subclass, node=self.node)
-            event = event_token(name, subclass)
-            line = (DirectLine if self._direct and topic else Line)(self, topic, event)
+            first = self._first.get(topic)
+            # A number must never be given twice within an epoch, so topics over the limit share one counter.
+            if first is None and not known:
+                topic = ""
+            line = (DirectLine if self._direct and topic else Line)(self, topic, event_token(name, subclass))
+            if first is not None:
+                line = SharedLine(line, first)
+            elif topic:
+                self._first[topic] = line
         if known:
             self._lines[key] = line
         return line
@@ -204,6 +211,32 @@ class DirectLine(Line):
             self.type,
             route.content_type,
         )
+
+
+class SharedLine(Line):
+    """The events of one more name on a topic: numbered together with those of its ``first`` line.
+
+    Templates need not hold the whole name: ``fs.{node}`` is one topic for all events, ``fs.{name}`` one for all CUSTOM.
+    """
+
+    __slots__ = ("_first", "_own")
+
+    def __init__(self, own: Line, first: Line) -> None:
+        super().__init__(own.route, own.topic, own.event)
+        self._own = own
+        self._first = first
+
+    def encode(self, event: Event, envelope: Envelope) -> Message | None:
+        """See ``Line``."""
+        own, first = self._own, self._first
+        own.count = first.count
+        message = own.encode(event, envelope)
+        first.count = own.count
+        return message
+
+    def truncate(self, message: Message, event: Event, envelope: Envelope) -> Message:
+        """See ``Line``."""
+        return self._own.truncate(message, event, envelope)
 
 
 def is_plain(core_uuid: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bridge.bus.base import Message
 from bridge.messages.notice import GapReason
 from bridge.relay.backlog import Backlog
-from bridge.relay.chunks import Chunk, Loss, add_loss, identity_of, share_of
+from bridge.relay.chunks import Chunk, Loss, add_in_front, add_loss, identity_of, share_of
 from bridge.relay.reservoir import Reservoir
 
 
@@ -89,21 +89,39 @@ class ChunkRow:
         return dropped
 
     def _thin(self, wanted: Callable[[Message], bool], now: float, reason: GapReason) -> int:
-        """Drop what is not wanted from memory; one loss for all of it, where the first of it stood."""
+        """Drop what is not wanted from memory.
+
+        One loss of each epoch for all of it, where the first of it stood: from what was in front of that to what comes
+        behind the last. What has nothing behind it yet is another loss, at the end.
+        """
         dropped = 0
-        gone: Loss | None = None
         for queue in (self._head, self._tail):
             kept: deque[Chunk] = deque()
-            carried: list[Loss] = []
+            carried: list[Loss] = []  # for the next chunk that stays
+            gone: Loss | None = None
+            run: Loss | None = None  # dropped since the last message that stays
+            last = ""
             for chunk in queue:
-                some = [message for message in chunk.messages if wanted(message)]
+                some: list[Message] = []
+                for message in chunk.messages:
+                    if not wanted(message):
+                        if run is None:
+                            run = Loss(chunk.epoch, reason, chunk.at, now, before=last)
+                        run.count = (run.count or 0) + 1
+                        continue
+                    if run is not None:
+                        run.after = identity_of(message)
+                        if gone is not None and gone.epoch == run.epoch:
+                            gone.count, gone.after = (gone.count or 0) + (run.count or 0), run.after
+                        else:
+                            gone = run
+                            carried.append(run)
+                        run = None
+                    last = identity_of(message)
+                    some.append(message)
                 lost = len(chunk.messages) - len(some)
                 if lost:
                     dropped += lost
-                    if gone is None:
-                        gone = Loss(chunk.epoch, reason, chunk.at, now)
-                        carried.append(gone)
-                    gone.count = dropped
                     share = share_of(chunk, some)
                     self._grow(-lost, share - chunk.size)
                     if queue is self._tail:
@@ -119,11 +137,14 @@ class ChunkRow:
                 kept.append(chunk)
             queue.clear()
             queue.extend(kept)
-            for loss in carried:
-                if queue is self._head:
+            if run is not None:
+                carried.append(run)
+            if queue is self._head and (self.backlog or self._tail or not kept):
+                for loss in carried:
                     self._put_hole(0, loss)
-                else:
-                    add_loss(self._trailing, loss)
+            else:
+                for loss in reversed(carried):
+                    add_in_front(self._trailing, loss)
         return dropped
 
     def _release(self, chunk: Chunk) -> None:

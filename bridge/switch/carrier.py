@@ -218,6 +218,8 @@ class Carrier:
                     self.pool.answered()
                 pending = one.pending
                 token: Any = pending.token
+                if one.reply.denied:
+                    self._not_run(token)
                 if type(token) is Step:
                     self._stepped(token.told, one.reply)
                     continue
@@ -235,9 +237,20 @@ class Carrier:
         self.unanswered = self.waited_for = 0
         self.pool.carrier_lost(self, closed.error, closed.reason)
         for pending in closed.lost:
+            if not pending.sent:
+                self._not_run(pending.token)
             if isinstance(pending.token, Submission):
                 pending.token.lost(closed.error, pending.sent)
         self.pool.progressed(self)
+
+    def _not_run(self, token: object) -> None:
+        """FreeSWITCH did not take this command: no event of it will come."""
+        if self.pool.own is None:
+            return
+        if isinstance(token, Submission):
+            self.pool.own.withdraw_command(token.rendered())
+        elif isinstance(token, Step) and token.told == "core_uuid":
+            self.pool.own.withdraw_command(commands.api(CORE_UUID_QUERY))
 
     def _result(self, event: Event, now: float) -> None:
         if event.injected:

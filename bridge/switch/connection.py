@@ -122,7 +122,7 @@ class Connection(asyncio.BufferedProtocol):
                 await dial(url, lambda: self, tls)
                 await self._authenticated
         except TimeoutError:
-            why = self._why_late(timeout)
+            why = self._why_late(timeout)  # before the end: then nobody knows any more what was waited for
             self.abort()
             del self
             raise ConnectTimeout(why) from None

@@ -11,6 +11,7 @@ import functools
 import os
 import socket
 import ssl
+from asyncio.staggered import staggered_race
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ KEEPALIVE_INTERVAL: Final = 5
 KEEPALIVE_PROBES: Final = 3
 USER_TIMEOUT_MS: Final = 20_000
 """Written bytes that stay unacknowledged for so long (ms) end the connection."""
+
+HEAD_START: Final = 0.25
+"""How long an address of a host is tried alone (s); then the next is tried beside it."""
 
 _OPTIONS: Final[tuple[tuple[int, str, int], ...]] = (
     (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
@@ -51,7 +55,8 @@ def keep_alive(sock: socket.socket) -> None:
 async def dial(url: EslUrl, factory: Callable[[], asyncio.BaseProtocol], tls: ssl.SSLContext | None = None) -> None:
     """Connect and hand the transport to a protocol of ``factory``; raises NotConnected from the socket's error.
 
-    A host with several addresses is tried one after another. The caller bounds the time.
+    Of a host with several addresses the first that accepts is taken: an address that only drops packets shall not use
+    up the time of the others. The caller bounds the time.
     """
     loop = asyncio.get_running_loop()
     where = url.redacted
@@ -83,23 +88,33 @@ async def _connect_tcp(loop: asyncio.AbstractEventLoop, url: EslUrl) -> socket.s
         found = socket.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         found = await loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    failure: OSError | None = None
-    for family, kind, number, _, address in found:
-        try:
-            sock = socket.socket(family, kind, number)
-        except OSError as error:  # a family that this machine does not have
-            failure = failure or error
-            continue
-        try:
-            sock.setblocking(False)
-            keep_alive(sock)
-            await loop.sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure if failure is not None else OSError(f"{url.host}: no address")
+    connected: list[socket.socket] = []
+    if len(found) == 1:
+        return await _connect(loop, found[0], connected)
+    taken: socket.socket | None = None
+    try:
+        attempts = [functools.partial(_connect, loop, one, connected) for one in found]
+        taken, _, failures = await staggered_race(attempts, HEAD_START)
+    finally:
+        for sock in connected:
+            if sock is not taken:
+                sock.close()
+    if taken is None:
+        raise next((one for one in reversed(failures) if one is not None), OSError(f"{url.host}: no address"))
+    return taken
+
+
+async def _connect(
+    loop: asyncio.AbstractEventLoop, found: tuple[Any, ...], connected: list[socket.socket]
+) -> socket.socket:
+    family, kind, number, _, address = found
+    sock = socket.socket(family, kind, number)  # raises where this machine does not have the family
+    try:
+        sock.setblocking(False)
+        keep_alive(sock)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    connected.append(sock)
+    return sock

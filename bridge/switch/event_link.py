@@ -346,7 +346,8 @@ class EventLink:
                 self._check_due = now + _OVERSLEPT
                 self._check = asyncio.get_running_loop().call_at(self._check_due, self._look)
                 return
-            watch.died()
+            if not session.probing:  # it was we who set the pace of the answers
+                watch.died()
             silence = now - watch.last_byte
             session.end("heartbeat", ConnectionLost(f"{self.url.redacted}: not a byte for {silence:.1f} s"))
             return

@@ -140,6 +140,8 @@ class EventSession:
     # --- set-up ----------------------------------------------------------------------------------------------------
 
     def _answered(self, step: SetupStep, reply: Reply) -> None:
+        if reply.denied and self._own is not None:
+            self._own.withdraw_command(step.command)
         fault = step.fault(reply)
         if fault is not None:
             self.end(failure_class(fault), fault)

@@ -65,10 +65,12 @@ class HeartbeatWatch:
 
     def beat(self, now: float, timestamp_us: int = 0, interval: float = 0.0) -> None:
         """A HEARTBEAT, stamped ``timestamp_us`` by FreeSWITCH's clock; ``interval`` (s) where it names its own."""
-        self._last_beat = self.last_byte = now
+        waited, self._last_beat = now - self._last_beat, now
+        self.last_byte = now
         distance = interval
         if distance <= 0 and timestamp_us and self._last_stamp:
-            distance = (timestamp_us - self._last_stamp) / 1e6
+            # By the longer of the two: their clock may be set back, and two that waited in a queue come together.
+            distance = max(waited, (timestamp_us - self._last_stamp) / 1e6)
         self._last_stamp = timestamp_us
         if _SHORTEST <= distance <= _LONGEST:
             # The shortest of the last three: one lost HEARTBEAT must not double the interval.
@@ -88,6 +90,7 @@ class HeartbeatWatch:
         return late if now < late else max(self._last_beat, self.last_byte) + DEAD * interval
 
     def died(self) -> None:
-        """The link was given up for silence: an interval that was only assumed may have been too short."""
-        if not self.learned:
-            self._assumed = min(self._assumed * 2, _LONGEST / 2)
+        """The link was given up for silence: an interval that is not set may be too short by now, learned or not."""
+        if self._fixed <= 0:
+            self._assumed = min(self.interval * 2, _LONGEST / 2)
+            self._distances.clear()

@@ -22,10 +22,9 @@ class OwnCommands:
 
     def add(self, line: str) -> None:
         """A pool is about to write the API command ``line``."""
-        self._add(line.encode("utf-8", "replace"))
+        self._add(_key(line.encode("utf-8", "replace")))
 
-    def _add(self, line: bytes) -> None:
-        key = hash(line.strip())
+    def _add(self, key: int) -> None:
         self._number += 1
         self._order[self._number] = key
         self._lines.setdefault(key, []).append(self._number)
@@ -34,14 +33,21 @@ class OwnCommands:
 
     def add_command(self, command: bytes) -> None:
         """The same for a rendered command; what is neither ``api`` nor ``bgapi`` is no API line."""
-        for verb in (b"api ", b"bgapi "):
-            if command.startswith(verb):
-                self._add(command[len(verb) : command.index(b"\n")])
-                return
+        line = _line_of(command)
+        if line is not None:
+            self._add(_key(line))
+
+    def withdraw_command(self, command: bytes) -> None:
+        """A rendered command certainly did not run: the next such event is another's."""
+        line = _line_of(command)
+        if line is not None:
+            self._take(_key(line))
 
     def take(self, verb: str, argument: str) -> bool:
         """Whether an ``API`` event with this API-Command and -Argument is ours; each line answers once."""
-        key = hash(f"{verb} {argument}".strip().encode("utf-8", "replace"))
+        return self._take(_key(f"{verb} {argument}".encode("utf-8", "replace")))
+
+    def _take(self, key: int) -> bool:
         if key not in self._lines:
             return False
         del self._order[self._forget(key)]
@@ -58,3 +64,14 @@ class OwnCommands:
         if not numbers:
             del self._lines[key]
         return oldest
+
+
+def _line_of(command: bytes) -> bytes | None:
+    for verb in (b"api ", b"bgapi "):
+        if command.startswith(verb):
+            return command[len(verb) : command.index(b"\n")]
+    return None
+
+
+def _key(line: bytes) -> int:
+    return hash(line.strip())

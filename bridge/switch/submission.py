@@ -119,6 +119,10 @@ class Submission:
         """The bytes to write on this carrier."""
         return self.command
 
+    def rendered(self) -> bytes:
+        """The bytes that were written last."""
+        return self.command
+
     def replied(self, reply: Reply, now: float) -> None:
         """The direct reply came."""
         self.pending = None  # they know each other: left so, only the garbage collector could free them
@@ -222,9 +226,10 @@ class Job(Submission):
         self.key = carrier.new_key()
         self.core_uuid = carrier.core_uuid
         self.pool.jobs.register(self)
-        return self._command()
+        return self.rendered()
 
-    def _command(self) -> bytes:
+    def rendered(self) -> bytes:
+        """See ``Submission``."""
         return commands.bgapi(self.line, self.key)
 
     def replied(self, reply: Reply, now: float) -> None:
@@ -343,7 +348,8 @@ class Execute(Job):
             reply = Reply("command", "-ERR the call ended before the application began", {})
         self._answer(Outcome("reply", reply, job=self.key, esl_ms=self._age_ms()))
 
-    def _command(self) -> bytes:
+    def rendered(self) -> bytes:
+        """See ``Submission``."""
         return commands.execute(self.uuid, self.app, self.line, event_uuid=self.key)
 
     def _result(self, event: Event) -> tuple[str, Reply]:

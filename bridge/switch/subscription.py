@@ -17,7 +17,6 @@ from bridge.esl.replies import Reply
 from bridge.switch.carrier import CORE_UUID_QUERY
 
 _EVENT_NAME = re.compile(r"[A-Z_]+")
-_NO_HEARTBEAT = ("Event-Name", "-HEARTBEAT")
 _PASS_ALL = ("Event-Name", "/./")
 
 
@@ -54,8 +53,8 @@ class Subscription:
     """The wishes of one node: event names, filters, format, log level.
 
     ``subscribe`` takes event names, ``CUSTOM``, and subclasses as ``CUSTOM sofia::register``,
-    ``CUSTOM:sofia::register`` or, behind a ``CUSTOM``, alone. ``filters`` are ``"Header value"`` texts or pairs,
-    with FreeSWITCH's meaning: alternatives, a value that begins with ``-`` excludes.
+    ``CUSTOM:sofia::register`` or, where they can be no names, alone. ``filters`` are ``"Header value"`` texts or
+    pairs, with FreeSWITCH's meaning: alternatives, a value that begins with ``-`` excludes.
 
     Raises InvalidCommand for what cannot be written.
     """
@@ -100,9 +99,10 @@ class Subscription:
 
     def _complete(self, filters: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Keep reachable what the link and the jobs' owners need; filters that only exclude let the rest pass."""
-        if _NO_HEARTBEAT in filters:  # the link needs them, so it leaves them out itself
+        wanted = [one for one in filters if not _excludes_heartbeat(*one)]
+        if len(wanted) < len(filters):  # the link needs them, so it leaves them out itself
             self.wants_heartbeat = False
-            filters = [one for one in filters if one != _NO_HEARTBEAT]
+            filters = wanted
         if not filters:
             return []
         if all(value.startswith("-") for _, value in filters):
@@ -114,7 +114,7 @@ class Subscription:
 
 
 def split_names(subscribe: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Event names (upper case) and CUSTOM subclasses, each once, in order."""
+    """Event names (upper case) and CUSTOM subclasses, each once, in order; what can be no name is a subclass."""
     names: dict[str, None] = {}
     subclasses: dict[str, None] = {}
     custom = False
@@ -125,11 +125,19 @@ def split_names(subscribe: Sequence[str]) -> tuple[list[str], list[str]]:
                 names["CUSTOM"] = subclasses[word[len("CUSTOM:") :]] = None
             elif behind or (custom and _EVENT_NAME.fullmatch(word) is None):
                 subclasses[word] = None
+            elif _EVENT_NAME.fullmatch(word.upper()) is None:
+                # As a name FreeSWITCH would skip it without a word.
+                names["CUSTOM"] = subclasses[word] = None
             else:
                 names[word.upper()] = None
                 if word.upper() == "CUSTOM":
                     custom = behind = True
     return list(names), list(subclasses)
+
+
+def _excludes_heartbeat(header: str, value: str) -> bool:
+    # FreeSWITCH ignores case in both, and blanks behind the sign.
+    return header.lower() == "event-name" and value[:1] == "-" and value[1:].strip().upper() == "HEARTBEAT"
 
 
 def _pair(one: str | tuple[str, str]) -> tuple[str, str]:

@@ -252,6 +252,61 @@ def test_row_38_notice_in_the_missing_half(feed, protocol, json_event, plain_eve
         assert closed.reason is reason
 
 
+@pytest.mark.parametrize("format", ["json", "plain"])
+def test_row_38_however_much_is_missing(protocol, json_event, plain_event, format):
+    """Also where the notice, or its head alone, is just as long as what is missing."""
+    text = b"killed listener because of lost events\n"
+    notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
+    headers = {f"variable_{number}": "x" for number in range(10)}
+    whole = (
+        json_event("TORN", **headers)
+        if format == "json"
+        else plain_event(b"Event-Name: TORN\n" + b"".join(b"variable_%d: x\n" % n for n in range(10)) + b"\n")
+    )
+    for missing in range(1, len(whole)):
+        fresh = type(protocol)()
+        fresh.receive_data(GREETING)
+        fresh.send(commands.auth("x"))
+        fresh.data_to_send()
+        fresh.receive_data(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
+        (closed,) = fresh.receive_data(whole[:-missing] + notice) + fresh.receive_eof()
+        assert closed.reason is CloseReason.LOST_EVENTS, missing
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b"Content-Type: api/response\nContent-Length: 200\n\n" + b"r" * 200,
+        b"Content-Type: command/reply\nReply-Text: +OK Job-UUID: abc\nJob-UUID: abc\n\n",
+        b"Content-Length: 39\nContent-Type: text/event-json\n\n" + b'{"Event-Name":"A","Event-Sequence":"1"}',
+        b"Content-Length: 39\nContent-Type: text/event-plain\n\nEvent-Name: A\nEvent-Sequence: 1\nv: ABC\n\n",
+    ],
+)
+def test_row_38_wherever_a_notice_tears_a_frame(protocol, torn, goes_on):
+    """In head or body, in place of the rest or in front of it: no answer, no event, and the notice's reason."""
+    text = b"The system is being shut down.\n"
+    notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
+    for cut in range(1, len(torn)):
+        fresh = type(protocol)()
+        fresh.receive_data(GREETING)
+        fresh.send(commands.auth("x"))
+        fresh.data_to_send()
+        fresh.receive_data(b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n")
+        pending = fresh.send(commands.api("x"))
+        fresh.data_to_send()
+        (closed,) = fresh.receive_data(torn[:cut] + notice + (torn[cut:] if goes_on else b"")) + fresh.receive_eof()
+        assert closed.reason is CloseReason.SHUTDOWN, cut
+        assert closed.lost == [pending]
+
+
+def test_row_38_a_notice_that_lingers_tears_nothing(protocol):
+    """A fault behind it in the same read is the peer's own."""
+    linger = b"Content-Type: text/disconnect-notice\nContent-Disposition: linger\nContent-Length: 0\n\n"
+    _, closed = protocol.receive_data(linger + b"Content-Type: command/reply\nReply-Text: +OK\n\n")
+    assert closed.reason is CloseReason.PROTOCOL_ERROR
+
+
 def test_row_38_notice_inside_a_body_that_goes_on(feed, protocol, json_event, plain_event):
     notice = b"Content-Type: text/disconnect-notice\nContent-Length: 31\n\nThe system is being shut down.\n"
     for whole in (
@@ -272,7 +327,8 @@ def test_row_38_notice_inside_a_header_block(feed, protocol):
     notice = b"Content-Type: text/disconnect-notice\nContent-Length: %d\n\n%b" % (len(text), text)
     (closed,) = feed(protocol, b"Content-Length: 23" + notice + b"10\nContent-Type: text/event-json\n\n")
     assert isinstance(closed.error, ConnectionLost)
-    assert closed.reason is CloseReason.DISCONNECT  # the notice's text lies behind the fault
+    # The notice's text lies behind the fault.
+    assert closed.reason is (CloseReason.DISCONNECT if feed.way == "byte by byte" else CloseReason.LOST_EVENTS)
 
 
 def test_row_39_goodbye_then_fin(feed, protocol):

@@ -106,6 +106,7 @@ async def test_row_44_a_userauth_reply_that_was_cut_names_the_cause(linked: Link
         assert isinstance(error, ConnectTimeout)
         assert "511 bytes" in str(error)
         assert "allow-list" in str(error)
+        assert "esl-allowed-api" in str(error)  # what came shows that it is this, and not only that it may be
         assert "secret" not in str(error)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -27,6 +28,8 @@ ACK_TIMEOUT = 5.0
 """Seconds without any ack after which the pipeline has broken off."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
+ACK_BYTES = 4 << 20
+"""Bytes of them above which nothing more is written: events may be large, and what is under way is kept in memory."""
 _ASK_AGAIN = 0.5  # s; how often a stream with limits is asked for its room, while something is written
 
 _TOO_LARGE = 10054
@@ -91,6 +94,8 @@ class NatsAppender(Pipeline):
         self._on_refusal = on_refusal
         self._refused = False
         self._ahead: set[int] = set()
+        self._parts: deque[tuple[int, int]] = deque()  # of what was written: the number behind its last, its bytes
+        self._bytes = 0
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
@@ -107,6 +112,7 @@ class NatsAppender(Pipeline):
         position, total = 0, len(batch)
         while position < total:
             await self.until(ACK_WINDOW // 2)
+            await self._until_light()
             end = await self._fitting(batch, position, min(total, position + ACK_WINDOW - self.outstanding))
             # While room was waited for, seconds may have passed: the right to publish may have ended.
             if allowed is not None and not allowed():
@@ -117,10 +123,23 @@ class NatsAppender(Pipeline):
             link.wire.add_batch(batch[position:end], self._replies, self.written)
             link.write()
             self.written += end - position
+            size = sum([len(message.payload) for message in batch[position:end]])
+            self._parts.append((self.written, size))
+            self._bytes += size
             position = end
             if self._watch is None:
                 self._heard = self._loop.time()
                 self._watch = self._loop.call_later(ACK_TIMEOUT, self._look)
+
+    async def _until_light(self) -> None:
+        """Wait until what is written and not acknowledged is not too much to be kept."""
+        parts = self._parts
+        while True:
+            while parts and parts[0][0] <= self.confirmed:
+                self._bytes -= parts.popleft()[1]
+            if self._bytes <= ACK_BYTES:
+                return
+            await self.until(self.outstanding - 1)
 
     async def _fitting(self, batch: Sequence[Message], start: int, end: int) -> int:
         """Where the next part of a batch ends: near a stream's end one message at a time, each behind the ack before.

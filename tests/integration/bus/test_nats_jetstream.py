@@ -95,6 +95,35 @@ async def test_more_than_a_window(server: EmbeddedBroker, open_nats: Any, js: Je
     assert (await js.stream_info("FS_EVENTS")).state.messages == pipeline.ACK_WINDOW * 3 + 7
 
 
+async def test_large_messages_are_not_under_way_by_the_thousand(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext, eventually: Any
+) -> None:
+    """A server that takes in nothing for a while: what is written stays in our memory, beside what the buffers hold."""
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    line = bus.appender(SPEC, lambda: None)
+    await line.append(events(1))
+    await eventually(lambda: line.confirmed == 1)
+    server.pause()
+    large = [Message("fs.events.TEST", b"x" * 500_000, f"core:{it}", "", "") for it in range(1, 61)]
+
+    async def write() -> None:
+        for message in large:
+            await line.append([message])
+
+    writing = asyncio.create_task(write())
+    try:
+        for _ in range(1_000):
+            await asyncio.sleep(0)
+        assert not writing.done()
+        assert line.outstanding * 500_000 <= pipeline.ACK_BYTES + 500_000
+    finally:
+        server.resume()
+    await writing
+    await eventually(lambda: line.confirmed == 61)
+    assert (await js.stream_info("FS_EVENTS")).state.messages == 61
+
+
 async def test_no_stream_captures_the_topic(server: EmbeddedBroker, open_nats: Any) -> None:
     bus = await open_nats(server.url)
     with pytest.raises(PublishFailed, match="no stream captures") as caught:

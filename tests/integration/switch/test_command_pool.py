@@ -129,6 +129,27 @@ async def test_own_api_lines_are_noted(switch: SimulatedSwitch, make_pool: MakeP
     assert own.take("show", "channels")
 
 
+async def test_what_did_not_run_is_not_noted_as_our_own(make_pool: MakePool, answers: Any, until: Until) -> None:
+    """Its event will not come, and would hide somebody else's."""
+    user = User("secret", allowed_api=["status", "bgapi"])
+    async with SimulatedSwitch(users={"u@x": user}) as switch:
+        own = OwnCommands()
+        pool = make_pool(f"fs://u@x:secret@127.0.0.1:{switch.port}", own_commands=own)
+        assert (await pool.api("version", 5)).denied
+        pool.submit_job("version", answers.take("job"), deadline=soon())
+        await until(lambda: "job" in answers)
+        assert answers["job"].reply.denied
+        assert len(own) == 0
+        # One that its connection did not write any more runs on another, and has one event.
+        pool.submit(commands.api("status"), answers.take("moved"), deadline=soon())
+        pool._carriers.ready[0].connection.abort()
+        await until(lambda: "moved" in answers)
+        assert answers["moved"].status == "reply"
+        assert own.take("status", "")
+        assert not own.take("status", "")
+        await pool.close()
+
+
 async def test_a_failing_callback_hurts_nobody(
     switch: SimulatedSwitch, make_pool: MakePool, until: Until, failures: list[Exception]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 import tempfile
@@ -70,6 +71,43 @@ async def test_ipv4(switch: SimulatedSwitch) -> None:
 
 async def test_a_name_is_resolved(switch: SimulatedSwitch) -> None:
     assert await ask(f"fs://:ClueCon@localhost:{switch.port}") == "hello"
+
+
+async def test_an_address_that_drops_packets_does_not_use_up_the_time_of_the_next(
+    switch: SimulatedSwitch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        # A listener whose queue is full: further SYNs are dropped.
+        silent = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(silent.getsockname())
+
+        async def resolve(host: str, port: int, **_: object) -> list[object]:
+            assert host == "switch.example.org"
+            addresses = (silent.getsockname(), ("127.0.0.1", port))
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in addresses]
+
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        assert await ask(f"fs://:ClueCon@switch.example.org:{switch.port}") == "hello"
+        # Where all are like that the time is kept, and nothing stays open.
+        monkeypatch.setattr(switch, "port", silent.getsockname()[1])
+        error = await fails(f"fs://:ClueCon@switch.example.org:{switch.port}", timeout=0.4)
+        assert isinstance(error, ConnectTimeout)
+
+
+async def test_of_several_addresses_that_fail_the_last_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = socket.create_server(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+    free.close()
+
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        return [(999, socket.SOCK_STREAM, 0, "", ()), (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    assert failure_class(await fails(f"fs://:ClueCon@switch.example.org:{port}")) == "refused"
 
 
 async def test_ipv6() -> None:

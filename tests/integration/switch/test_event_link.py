@@ -458,6 +458,25 @@ async def test_a_user_without_heartbeat_is_probed(make_link: MakeLink, recorder:
         await link.stop()
 
 
+async def test_silence_after_a_probe_says_nothing_of_the_interval(
+    make_link: MakeLink, recorder: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was doubled at each death, and no HEARTBEAT could correct it: at last a silence took 17 minutes to notice."""
+    monkeypatch.setattr("bridge.switch.heartbeat.DEFAULT_INTERVAL", 0.05)
+    user = User("secret", allowed_events=["DTMF"])
+    async with SimulatedSwitch(users={"bridge@example.org": user}) as switch:
+        link = make_link(userauth(switch), subscribe=["DTMF"])
+        for deaths in (1, 2, 3):
+            probed = list(switch.received).count("ping")
+            await until(lambda so_far=probed: list(switch.received).count("ping") > so_far)
+            for connection in list(switch.connections):
+                connection.stall(3600)
+            await until(lambda number=deaths: [reason for reason, _ in recorder.losses].count("heartbeat") == number)
+            assert link.heartbeat_interval == 0.05
+            await until(lambda: link.connected)
+        await link.stop()
+
+
 async def test_what_the_operator_asked_for_must_be_permitted(make_link: MakeLink, recorder: Any, until: Until) -> None:
     user = User("secret", allowed_events=["HEARTBEAT"])
     async with SimulatedSwitch(users={"bridge@example.org": user}) as switch:

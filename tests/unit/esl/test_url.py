@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge.errors import EslUrlError
+from bridge.esl import commands
 from bridge.esl.url import EslUrl
 
 
@@ -68,6 +69,10 @@ def test_parse(text, expected):
         "fs://:S3cret%0A@host",
         "fs://:S3cret%00@host",
         "fs://us%0Aer:S3cret@host",
+        "fs://us%3Aer:S3cret@host",
+        "fs://us%20er:S3cret@host",
+        "fs://us er:S3cret@host",
+        "fs://:%20@host",
         "fs://:S3cret%FF@host",
         "fs+unix://:S3cret@host",
         "fs+unix://:S3cret@",
@@ -96,7 +101,17 @@ def test_any_text_parses_or_is_refused(text):
             EslUrl.parse(url)
 
 
-@given(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1))
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"])))
+def test_what_parses_can_log_in(username, password):
+    """Else it would fail at each connection, and no check of the configuration would have told."""
+    from urllib.parse import quote
+
+    with contextlib.suppress(EslUrlError):
+        url = EslUrl.parse(f"fs://{quote(username, safe='@')}:{quote(password, safe='')}@host")
+        assert commands.userauth(url.username, url.password) if url.username else commands.auth(url.password)
+
+
+@given(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1).filter(str.strip))
 def test_any_password_can_be_percent_encoded(password):
     from urllib.parse import quote
 

@@ -63,6 +63,42 @@ def test_over_the_bytes_the_oldest_are_dropped_but_never_the_newest() -> None:
     assert ids(buffer.take(1)) == ["1"]
 
 
+def test_what_is_dropped_here_and_there_is_told_from_the_first_to_the_last_of_it() -> None:
+    buffer = EventBuffer("fs1", BufferLimits())
+    buffer.append(chunk(0))
+    assert ids(buffer.take(1)) == ["0"]
+    for first, count in ((1, 3), (4, 1), (5, 2)):
+        buffer.append(chunk(first, count))
+    assert buffer.keep(lambda message: message.id not in ("2", "4", "6"), 9.0) == 3
+    buffer.append(chunk(7))
+    assert ids(buffer.take(10_000)) == ["1", "3", "5", "7"]
+    # What had nothing behind it when it was dropped is another loss.
+    assert [(one.before, one.after, one.count) for one in buffer.take_losses()] == [("1", "5", 2), ("5", "7", 1)]
+
+
+@given(st.sets(st.integers(1, 12)), st.lists(st.integers(1, 4), min_size=3, max_size=6), st.booleans())
+def test_such_losses_stand_around_what_is_missing(gone: set[int], sizes: list[int], twice: bool) -> None:
+    buffer = EventBuffer("fs1", BufferLimits())
+    buffer.append(chunk(0))
+    left = ids(buffer.take(1))
+    number = 1
+    for count in sizes:
+        buffer.append(chunk(number, count))
+        number += count
+        if twice:
+            buffer.keep(lambda message: int(message.id) not in gone, 9.0)
+    buffer.keep(lambda message: int(message.id) not in gone, 9.0)
+    buffer.append(chunk(number))
+    left += ids(buffer.take(10_000))
+    missing = [one for one in range(number + 1) if str(one) not in left]
+    assert missing == sorted(gone & set(range(number)))
+    losses = buffer.take_losses()
+    assert sum(loss.count or 0 for loss in losses) == len(missing)
+    around = [(int(loss.before), int(loss.after)) for loss in losses]
+    assert all(any(before < one < after for before, after in around) for one in missing)
+    assert all(any(before < one < after for one in missing) for before, after in around)
+
+
 def test_over_the_age_they_are_dropped() -> None:
     buffer = EventBuffer("fs1", BufferLimits(age=60))
     buffer.append(chunk(0, 3, at=0.0))

@@ -249,6 +249,36 @@ def test_an_event_that_cannot_be_made_small_enough_is_told_as_a_gap() -> None:
     assert (loss.reason, loss.count, loss.exact) == ("too_large", 1, True)
 
 
+@pytest.mark.parametrize(
+    ("read", "around"),
+    [
+        ([2, -3, 4], (2, 4)),
+        ([-3, 4], (1, 4)),
+        ([2, -3], (2, 9)),
+        ([-3], (1, 9)),
+        ([2, -3, -4, 5], (2, 5)),
+        ([-2, 3, -4, 5], (1, 5)),
+    ],
+)
+def test_such_a_gap_stands_where_the_event_is_missing(read: list[int], around: tuple[int, int]) -> None:
+    house = House(max_payload=8_000)
+    house.relay_events(stamp("A", 1))
+    house.relay_events(*[stamp("A", abs(one), header="x" * (20_000 if one < 0 else 1)) for one in read])
+    house.relay_events(stamp("A", 9))
+    [loss] = house.relay.buffer.take_losses()
+    assert (loss.before, loss.after) == tuple(f"{CORE}:{one}" for one in around)
+    assert loss.count == sum(one < 0 for one in read)
+
+
+def test_gaps_at_both_ends_of_a_read_are_two() -> None:
+    house = House(max_payload=8_000)
+    house.relay_events(stamp("A", 1))
+    house.relay_events(stamp("A", 2, header="x" * 20_000), stamp("A", 3), stamp("A", 4, header="x" * 20_000))
+    house.relay_events(stamp("A", 5))
+    losses = house.relay.buffer.take_losses()
+    assert [(one.before[-1], one.after[-1], one.count) for one in losses] == [("1", "3", 1), ("3", "5", 1)]
+
+
 def test_a_watcher_sees_its_events_only() -> None:
     seen: list[str] = []
     house = House(watchers={"CHANNEL_CREATE": lambda event: seen.append(event.identity)})
@@ -288,6 +318,17 @@ def test_an_outage_of_the_link_becomes_a_gap_without_a_count() -> None:
     house.relay_events(stamp("A", 9))
     [loss] = house.relay.buffer.take_losses()
     assert (loss.reason, loss.before, loss.after, loss.count) == ("link", f"{CORE}:1", f"{CORE}:9", None)
+
+
+def test_what_a_standby_had_no_room_for_is_told_as_an_upper_bound() -> None:
+    house = House()
+    house.relay_events(stamp("A", 1))
+    house.relay.dropped(7, 10.0, 12.0)
+    house.relay_events(stamp("A", 9))
+    [loss] = house.relay.buffer.take_losses()
+    assert (loss.reason, loss.count, loss.exact, loss.start, loss.end) == ("buffer", 7, False, 10.0, 12.0)
+    assert (loss.before, loss.after) == (f"{CORE}:1", f"{CORE}:9")
+    assert house.meter.counts["dropped buffer"] == 7
 
 
 def test_log_lines_become_notices() -> None:

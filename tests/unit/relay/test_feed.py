@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ class Relay:
         self.changes: list[NodeChange] = []
         self.gaps: list[LinkGap] = []
         self.losses: list[Loss] = []
+        self.overflows: list[tuple[int, int]] = []
         self.epochs: list[int] = []
         self.buffers = [self]
         self.links_again = 0
@@ -55,6 +57,9 @@ class Relay:
 
     def gap(self, gap: LinkGap) -> None:
         self.gaps.append(gap)
+
+    def dropped(self, count: int, start: float, end: float) -> None:
+        self.overflows.append((count, len(self.published)))
 
     def lose(self, loss: Loss) -> None:
         self.losses.append(loss)
@@ -190,6 +195,28 @@ def test_a_hole_in_the_ring_is_told_in_its_place(feed: NodeFeed, relay: Relay) -
     feed.events([event(2)])
     feed.take(9, mark(1), overlapped=True)
     assert (relay.gaps, relay.published) == ([gap], ["2"])
+
+
+def test_what_the_ring_had_no_room_for_is_told_in_its_place(relay: Relay, tmp_path: Path) -> None:
+    feed = NodeFeed(relay, EventRing(tmp_path, memory=4_000, disk=1_000), KnownCalls(), {})  # type: ignore[arg-type]
+    feed.link_up("c", 100.0)
+    for number in range(50):
+        feed.events([event(number)])
+    feed.take(9, mark(1), overlapped=True)
+    ((count, place),) = relay.overflows
+    assert count + len(relay.published) == 48
+    assert [int(one) for one in relay.published] == [*range(2, 2 + place), *range(2 + place + count, 50)]
+    assert not relay.losses
+
+
+def test_it_is_part_of_the_gap_where_the_mark_was_among_it(relay: Relay, tmp_path: Path) -> None:
+    feed = NodeFeed(relay, EventRing(tmp_path / "absent", memory=4_000), KnownCalls(), {})  # type: ignore[arg-type]
+    feed.link_up("c", 100.0)
+    for number in range(50):
+        feed.events([event(number)])
+    feed.take(9, mark(1), overlapped=True)
+    assert not relay.overflows
+    assert [loss.reason for loss in relay.losses] == ["failover"]
 
 
 def test_who_stopped_keeps_again_and_a_return_begins_another_epoch(feed: NodeFeed, relay: Relay) -> None:

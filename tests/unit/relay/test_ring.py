@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bridge.esl.event import Event
-from bridge.relay.ring import EventRing
+from bridge.relay.ring import EventRing, Overflow
 from bridge.switch.node import LinkGap
 
 
@@ -100,12 +100,34 @@ def test_a_full_disk_is_an_overflow_and_a_later_mark_heals_it(tmp_path: Path) ->
     assert kept(ring) == ["99"]
 
 
+def test_what_a_full_disk_cost_keeps_its_place_behind_an_older_mark(tmp_path: Path) -> None:
+    """What is on disk is older than what was dropped: the mark is found there, and the hole is behind it."""
+    ring = EventRing(tmp_path, memory=10_000, disk=5_000)
+    for number in range(100):
+        ring.append([event(number, 500)])
+    assert ring.trim("c-1:2")
+    assert ring.overflowed
+    parts = list(ring.take())
+    (hole,) = [index for index, part in enumerate(parts) if isinstance(part, Overflow)]
+    before = [one.envelope.sequence for part in parts[:hole] if isinstance(part, list) for one in part]
+    after = [one.envelope.sequence for part in parts[hole + 1 :] if isinstance(part, list) for one in part]
+    assert before == [str(number) for number in range(3, 3 + len(before))]
+    assert after == [str(number) for number in range(100 - len(after), 100)]
+    dropped = parts[hole]
+    assert isinstance(dropped, Overflow)
+    assert dropped.count == 100 - 3 - len(before) - len(after) > 0
+    assert list(ring.take()) == []
+
+
 def test_without_a_folder_to_write_to_it_overflows(tmp_path: Path) -> None:
     ring = EventRing(tmp_path / "absent", memory=5_000)
     for number in range(50):
         ring.append([event(number, 500)])
     assert ring.overflowed
     assert ring.size <= 5_000
+    first, *rest = ring.take()
+    assert isinstance(first, Overflow)
+    assert first.count + len(rest) == 50
 
 
 def test_a_hole_keeps_its_place() -> None:

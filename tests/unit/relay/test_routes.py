@@ -88,6 +88,43 @@ def test_a_route_adds_a_way_with_its_own_topic_and_numbers_after_the_filter() ->
     assert len(lanes[""]) - len(mine) == 5
 
 
+@pytest.mark.parametrize(
+    ("topic", "numbers"),
+    [
+        ("all", [1, 2, 3, 4, 5, 6]),
+        ("all.{node}", [1, 2, 3, 4, 5, 6]),
+        ("all.{name}", [1, 2, 1, 3, 4, 2]),
+        ("all.{subclass}", [1, 1, 1, 2, 2, 2]),
+        ("all.{event}", [1, 1, 1, 2, 2, 2]),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"where": {"Core-UUID": ("*",)}}, {"codec": "msgpack"}])
+def test_events_of_several_names_on_one_topic_are_numbered_together(
+    topic: str, numbers: list[int], settings: dict[str, Any]
+) -> None:
+    world = World(RouteSettings(name="r", topic=topic, **settings))
+    names = [("CUSTOM", "a"), ("CUSTOM", "b"), ("DTMF", "")] * 2
+    events = [stamp(name, n, **({"Event-Subclass": sub} if sub else {})) for n, (name, sub) in enumerate(names)]
+    told = [int(decode_event(one.payload).sequence) for one in world.lanes(*events)[""]]
+    assert told == numbers
+
+
+def test_a_name_over_the_limit_goes_on_with_the_numbers_of_its_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.relay.routes._KNOWN_LIMIT", 2)
+    world = World(RouteSettings(name="r", topic="all.{name}"))
+    events = [stamp("CUSTOM", n, **{"Event-Subclass": f"s{n % 4}"}) for n in range(8)]
+    told = [int(decode_event(one.payload).sequence) for one in world.lanes(*events)[""]]
+    assert told == list(range(1, 9))
+
+
+def test_a_truncated_event_keeps_the_number_that_its_topic_gave_it() -> None:
+    world = World(RouteSettings(name="r", topic="all"))
+    world.bus.broker.max_payload = 8_000
+    events = [stamp("A", 1), stamp("B", 2, _body="x" * 20_000), stamp("C", 3)]
+    told = [decode_event(one.payload) for one in world.lanes(*events)[""]]
+    assert [(one.sequence[-1], one.truncated) for one in told] == [("1", False), ("2", True), ("3", False)]
+
+
 def test_a_condition_takes_any_of_its_globs_and_any_value_of_an_array() -> None:
     route = RouteSettings(name="r", topic="r.{name}", where={"variable_x": ("a*", "b")})
     world = World(route)

@@ -174,6 +174,46 @@ def test_an_interval_that_was_only_assumed_gives_way() -> None:
     assert watch.interval == 300.0
 
 
+def test_an_interval_that_was_learned_gives_way_to_a_longer_one() -> None:
+    """FreeSWITCH was set to beat every 20 s instead of every second: no link would live to see two of them."""
+    watch = HeartbeatWatch()
+    watch.start(0.0)
+    for second in (1, 2, 3, 4):
+        watch.beat(float(second), 1_700_000_000_000_000 + second * 1_000_000)
+    assert watch.interval == 1.0
+    now, links = 4.0, 0
+    while not (watch.learned and watch.interval == 20.0):
+        links += 1
+        assert links < 10, "it flaps for ever"
+        watch.start(now)
+        began = now
+        for beat in range(20, 400, 20):
+            if watch.verdict(began + beat) is Verdict.DEAD:
+                watch.died()
+                now = began + beat
+                break
+            watch.beat(began + beat, 1_700_000_000_000_000 + int(began + beat) * 1_000_000)
+    assert links <= 5
+
+
+def test_a_clock_that_is_set_back_makes_no_short_interval() -> None:
+    """FreeSWITCH's clock went back by 19 s between two HEARTBEATs."""
+    watch = HeartbeatWatch()
+    watch.start(0.0)
+    stamps = (20, 40, 41, 61, 81)
+    for number, second in enumerate(stamps, 1):
+        watch.beat(20.0 * number, 1_700_000_000_000_000 + second * 1_000_000)
+        assert watch.interval == 20.0
+
+
+def test_nor_do_heartbeats_that_waited_in_a_queue() -> None:
+    watch = HeartbeatWatch()
+    watch.start(0.0)
+    for second in (20, 40, 60):
+        watch.beat(60.0 + second / 1000, 1_700_000_000_000_000 + second * 1_000_000)
+    assert watch.interval == 20.0
+
+
 # --- own commands ---
 
 
@@ -186,6 +226,18 @@ def test_each_line_answers_once() -> None:
     assert not own.take("status", "")
     assert own.take("show", "calls")
     assert not own.take("show", "channels")
+    assert len(own) == 0
+
+
+def test_a_command_that_did_not_run_has_no_event() -> None:
+    own = OwnCommands()
+    for command in (b"api status\n\n", b"api status\n\n", b"bgapi show calls\nJob-UUID: x\n\n"):
+        own.add_command(command)
+    for command in (b"api status\n\n", b"bgapi show calls\nJob-UUID: x\n\n", b"api other\n\n", b"sendmsg x\n\n"):
+        own.withdraw_command(command)
+    assert own.take("status", "")
+    assert not own.take("status", "")
+    assert not own.take("show", "calls")
     assert len(own) == 0
 
 
@@ -220,6 +272,7 @@ def lines(subscription: Subscription) -> list[str]:
         ["CHANNEL_ANSWER", "CUSTOM sofia::register conference::maintenance"],
         ["CUSTOM", "sofia::register", "conference::maintenance", "channel_answer".upper()],
         ["CUSTOM:sofia::register", "CUSTOM:conference::maintenance", "CHANNEL_ANSWER"],
+        ["sofia::register", "channel_answer", "conference::maintenance"],
     ],
 )
 def test_subclasses_come_last_however_they_are_written(subscribe: list[str]) -> None:
@@ -259,8 +312,9 @@ def test_filters_that_only_exclude_let_the_rest_pass() -> None:
     assert made[:2] == ["filter Event-Name -RE_SCHEDULE", "filter Event-Name /./"]
 
 
-def test_an_excluded_heartbeat_still_reaches_the_link() -> None:
-    subscription = Subscription(["ALL"], ["Event-Name -HEARTBEAT"], "json", None)
+@pytest.mark.parametrize("line", ["Event-Name -HEARTBEAT", "event-name -heartbeat", "Event-Name - HeartBeat"])
+def test_an_excluded_heartbeat_still_reaches_the_link(line: str) -> None:
+    subscription = Subscription(["ALL"], [line], "json", None)
     assert not subscription.wants_heartbeat
     assert not any(line.startswith("filter") for line in lines(subscription))
 
