@@ -111,6 +111,7 @@ class Route:
     def close(self) -> None:
         """Its epoch is over: let go of its lines, each of which holds it."""
         self._lines.clear()
+        self._first.clear()
 
     def data_of(self, event: Event) -> bytes | dict[str, object]:
         """The event as this route tells it: FreeSWITCH's own bytes, or a map of what is left of it."""
