@@ -196,9 +196,10 @@ def report(figures: dict[tuple[str, int], Figures], sizes: list[int]) -> None:
             if peers and name in here:
                 ratio = min(peers) / median(here[name].cpu)
                 goal = GOALS[BRIDGE[name][2]]
-                print(
-                    f"{name}: {ratio:.2f} times the best peer (goal {goal:g}: {'met' if ratio >= goal else 'missed'})"
-                )
+                same = [median(here[peer].cpu) for peer in PEERS if peer in here and PEERS[peer][0] == BRIDGE[name][0]]
+                own = f", {min(same) / median(here[name].cpu):.2f} times the one on the same bus" if same else ""
+                verdict = "met" if ratio >= goal else "missed"
+                print(f"{name}: {ratio:.2f} times the best peer (goal {goal:g}: {verdict}){own}")
         for name in BRIDGE if callers == P99_CALLERS else ():
             if name in here:
                 p99 = median(here[name].p99)
