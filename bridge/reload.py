@@ -135,7 +135,7 @@ async def reload(worker: Reloadable, new: Settings) -> Outcome:
             "commands": new.commands.model_copy(
                 update={
                     key: getattr(old.commands, key)
-                    for key in ("queue", "queue_type", "durable", "claim_after", "dedup_window")
+                    for key in ("queue", "queue_type", "durable", "claim_after", "dedup_window", "ledger")
                 }
             ),
             "events": new.events.model_copy(update={"buffer_disk": old.events.buffer_disk}),

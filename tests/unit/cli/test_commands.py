@@ -154,6 +154,31 @@ def test_without_any_configuration_there_is_nothing_to_run(here, capsys, command
 # --- call ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("command", ["check", "run", "reload"])
+def test_what_the_worker_would_stumble_over_is_found_before(here, capsys, command):
+    (here / "bridge.toml").write_text(
+        """
+[bus]
+url = "nats://127.0.0.1:1"
+creds = "/not/there"
+[[node]]
+name = "fs1"
+url = "fs+tls://:x@127.0.0.1"
+tls_ca = "/not/there"
+[policy]
+allow = ["api status", ""]
+deny = ["op:"]
+[commands]
+reply_to = ["a..b"]
+"""
+    )
+    assert main([command]) == exits.WRONG_CONFIGURATION
+    told = capsys.readouterr().err
+    for key in ("bus.creds", "node fs1: tls_ca", "policy.allow[1]", "policy.deny[0]", "commands.reply_to[0]"):
+        assert f"  {key}: " in told, key
+    assert "5 problems" in told
+
+
 def test_words_become_the_fields_of_their_op():
     assert fields(["show", "channels"]) == {"op": "api", "command": "show channels"}
     assert fields(["originate", "user/1", "&park"], op="bgapi", to="fs1") == {
