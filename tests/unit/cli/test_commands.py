@@ -78,6 +78,11 @@ def test_the_version_is_told(capsys):
         (["simulate", "--fault", "nonsense"], "--fault"),
         (["simulate", "--replay", __file__], "--replay"),
         (["demo", "--bus", "kafka"], "kafka"),
+        (["demo", "--port", "-1"], "--port"),
+        (["call", "status", "--timeout", "inf"], "--timeout"),
+        (["call", "echo", "\udcff"], "UTF-8"),
+        (["simulate", "--password", ""], "--password"),
+        (["simulate", "--password", "a\nb"], "--password"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments, told, here, capsys):
@@ -287,6 +292,11 @@ def unused_tcp_port_holder():
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         yield holder.getsockname()[1]
+
+
+def test_a_host_that_is_no_name_is_told(capsys):
+    assert main(["simulate", "--host", 70 * "h" + ".x", "--port", "0"]) == exits.UNREACHABLE
+    assert "not a host name" in capsys.readouterr().err
 
 
 def test_a_whole_event_is_one_line_of_json():
