@@ -190,15 +190,17 @@ class Operations:
             "in_hand": hand,
         }
 
-    def audit(self, request: CommandRequest, reply: CommandReply) -> AuditNotice:
+    def audit(self, request: CommandRequest, reply: CommandReply, queue: str) -> AuditNotice:
         """The notice of a request and its outcome, without secrets."""
         redactor = self.journal.redactor
+        words = request.command or f"{request.app or request.event} {request.arg or request.cause}".strip()
         return AuditNotice(
             id=reply.id or request.id,
             op=request.op,
-            command=redactor.command(request.command or f"{request.app or request.event} {request.arg}".strip()),
+            command=redactor.command(words),
             uuid=request.uuid,
             to=request.to,
+            queue=queue,
             reply_to=request.reply_to,
             status=reply.status,
             executed=reply.executed,

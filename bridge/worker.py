@@ -393,7 +393,7 @@ class Worker:
         self.metrics.denied(op)
         log.warning("command denied", op=op, reason=reason)
 
-    def _audit(self, request: CommandRequest, reply: CommandReply) -> None:
+    def _audit(self, request: CommandRequest, reply: CommandReply, queue: str) -> None:
         self.operations.journal.note(request, reply)
         if self.settings.policy.audit:
-            self.notices.tell(self.operations.audit(request, reply), node=reply.node)
+            self.notices.tell(self.operations.audit(request, reply, queue), node=reply.node)

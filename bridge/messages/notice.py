@@ -84,7 +84,7 @@ class AuditNotice(msgspec.Struct, omit_defaults=True):
 
     id: Annotated[str, Meta(description="The request's id")] = ""
     op: Annotated[str, Meta(description="The request's op")] = ""
-    command: Annotated[str, Meta(description="Command line, application with argument, or event")] = ""
+    command: Annotated[str, Meta(description="Command line, application with argument, cause, or event")] = ""
     uuid: Annotated[str, Meta(description="The call it was about")] = ""
     to: Annotated[str, Meta(description="The target that was asked for")] = ""
     queue: Annotated[str, Meta(description="The queue it came from")] = ""

@@ -174,7 +174,7 @@ class ReplyDesk:
             hooks.on_denied(request.op, reply.error)
         hooks.on_reply(request.op, reply.status, (reply.elapsed_ms or 0.0) / 1e3)
         if hooks.audit is not None:
-            hooks.audit(request, reply)
+            hooks.audit(request, reply, delivery.queue)
         self._close(exchange)
 
     def _close(self, exchange: Exchange) -> None:

@@ -62,5 +62,5 @@ class CommandHooks:
     """``room()``, or ``room_in_line()`` of a node, was 0 and is not any more."""
     wrap: Callable[[Delivery], Delivery] | None = None
     """Every delivery, before it is read: what comes back is taken in its place (tracing)."""
-    audit: Callable[[CommandRequest, CommandReply], None] | None = None
-    """Every request that could be read, with its final reply."""
+    audit: Callable[[CommandRequest, CommandReply, str], None] | None = None
+    """Every request that could be read, with its final reply and the queue it came from."""

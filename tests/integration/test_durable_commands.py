@@ -158,7 +158,11 @@ async def test_denials_are_counted_and_the_audit_hides_secrets(house: House) -> 
     denied = await client.request({"command": "system id"}, timeout=10)
     assert (denied.status, denied.executed) == ("denied", "no")
     await client.request({"command": "originate {sip_auth_password=hunter22}user/1000 &park"}, timeout=10)
-    await house.until(lambda: len(notices) >= 2)
+    await client.request({"command": "status"}, timeout=10, queue="esl.cmd.fs1")
+    await client.request({"op": "hangup", "uuid": "no-such-call", "cause": "USER_BUSY", "to": "fs1"}, timeout=10)
+    await house.until(lambda: len(notices) >= 4)
     assert "hunter22" not in json.dumps(notices)
+    assert [notice["queue"] for notice in notices] == ["esl.cmd", "esl.cmd", "esl.cmd.fs1", "esl.cmd"]
+    assert notices[-1]["command"] == "USER_BUSY"
     assert {notice["status"] for notice in notices} >= {"denied"}
     assert b'esl_bridge_commands_denied_total{op="api"} 1.0' in worker.metrics.render()

@@ -249,7 +249,7 @@ class CommandWorld:
                 on_denied=lambda op, reason: self.denied.append((op, reason)),
                 on_dead=self.dead.append,
                 on_room=self._room,
-                audit=lambda request, reply: self.audited.append((request, reply)),
+                audit=lambda request, reply, queue: self.audited.append((request, reply)),
             ),
         )
 
