@@ -271,6 +271,18 @@ def test_a_bus_of_ones_own_needs_no_file_and_hears_no_variables(here, monkeypatc
 # --- simulate -----------------------------------------------------------------------------------
 
 
+def test_a_bus_of_ones_own_gets_no_credentials_of_the_files(here, monkeypatch):
+    from bridge.cli.options import settings_for_bus
+
+    (here / "bridge.toml").write_text(
+        '[bus]\nurl = "nats://h"\nusername = "u"\npassword_file = "/not/there"\ncreds = "c"\ncodec = "msgpack"\n'
+    )
+    monkeypatch.setenv("ESL_BRIDGE_BUS__NKEY", "n")
+    settings = settings_for_bus(here / "bridge.toml", "redis://other")
+    assert settings.bus.options() == {}
+    assert settings.bus.codec == "msgpack"
+
+
 def test_the_faults_are_listed(capsys):
     from bridge.simulator import FAULTS
 
