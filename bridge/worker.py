@@ -355,9 +355,10 @@ class Worker:
             await asyncio.sleep(GAUGE_INTERVAL)
             now = asyncio.get_running_loop().time()
             for node in self.nodes:
-                load = node.link.load
-                if load is not None and load.fresh(now):
+                if (load := node.link.load) is not None and load.fresh(now):
                     self.metrics.node_sessions(node.name, load.sessions, load.delay)
+                else:
+                    self.metrics.forget_sessions(node.name)
 
     def _bus_changed(self, state: BusState) -> None:
         self.metrics.bus_up(state.connected)
