@@ -217,45 +217,79 @@ class NodeMaker:
 
 
 class NodeOrders:
-    """The nodes that the bus adds, followed: ``add`` and ``remove`` are called one after another."""
+    """The nodes that the bus adds, followed: ``add`` and ``remove`` are called one after another, within ``turn``.
+
+    ``configured`` tells the names of the configuration's nodes: those are never touched, whatever the bus says.
+    """
 
     def __init__(
-        self, nodes: Nodes, add: Callable[[NodeSettings], None], remove: Callable[[str], Awaitable[None]]
+        self,
+        nodes: Nodes,
+        add: Callable[[NodeSettings], None],
+        remove: Callable[[str], Awaitable[None]],
+        configured: Callable[[], Collection[str]],
+        turn: asyncio.Lock,
     ) -> None:
         self._nodes = nodes
         self._add = add
         self._remove = remove
+        self._configured = configured
+        self._turn = turn
         self._orders: Mapping[str, NodeOrder] = {}
         self._added: dict[str, NodeOrder] = {}
         self._news = asyncio.Event()
+
+    @property
+    def added(self) -> dict[str, NodeSettings]:
+        """The nodes that stand because the bus names them."""
+        return {name: _settings_of(name, order) for name, order in self._added.items()}
 
     def take(self, orders: Mapping[str, NodeOrder]) -> None:
         """The bus knows these nodes now."""
         self._orders = orders
         self._news.set()
 
+    def look(self) -> None:
+        """Other nodes are in the configuration now."""
+        for name in self._configured():
+            self._added.pop(name, None)
+        self._news.set()
+
     async def follow(self) -> None:
-        """Do as the bus says, until cancelled. Nodes of the configuration are not touched."""
+        """Do as the bus says, until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()
-            # Taken out of service is not another node.
-            wanted = {name: msgspec.structs.replace(it, drain=False) for name, it in self._orders.items() if it.url}
-            for name in [name for name, order in self._added.items() if wanted.get(name) != order]:
-                log.info("node removed", node=name)
-                del self._added[name]
-                await self._remove(name)
-            for name, order in wanted.items():
-                if self._nodes.get(name) is not None:
-                    continue
-                try:
-                    told = {"name": name, "url": order.url, "tags": list(order.tags), "pin": order.pin}
-                    self._add(NodeSettings.model_validate(told))
-                except (ValueError, ConfigError) as error:
-                    log.error("a node on the bus cannot be used", node=name, reason=str(error))
-                    continue
-                self._added[name] = order
-                log.info("node added", node=name)
+            async with self._turn:
+                await self._obey()
+
+    async def _obey(self) -> None:
+        configured = self._configured()
+        # Taken out of service is not another node.
+        wanted = {
+            name: msgspec.structs.replace(it, drain=False)
+            for name, it in self._orders.items()
+            if it.url and name not in configured
+        }
+        for name in [name for name, order in self._added.items() if wanted.get(name) != order]:
+            log.info("node removed", node=name)
+            del self._added[name]
+            await self._remove(name)
+        for name, order in wanted.items():
+            if self._nodes.get(name) is not None:
+                continue
+            try:
+                self._add(_settings_of(name, order))
+            except (ValueError, ConfigError) as error:
+                log.error("a node on the bus cannot be used", node=name, reason=str(error))
+                continue
+            self._added[name] = order
+            log.info("node added", node=name)
+
+
+def _settings_of(name: str, order: NodeOrder) -> NodeSettings:
+    told = {"name": name, "url": order.url, "tags": list(order.tags), "pin": order.pin}
+    return NodeSettings.model_validate(told)
 
 
 class Nodes:

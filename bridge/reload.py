@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic import BaseModel, SecretStr
 
 from bridge.config import NodeSettings, Settings
-from bridge.nodes import Node, NodeMaker, Nodes
+from bridge.nodes import Node, NodeMaker, NodeOrders, Nodes
 from bridge.operations import Operations
 from bridge.redaction import HIDDEN, redact_url
 from bridge.relay.commands import CommandRelay
@@ -94,6 +94,7 @@ class Reloadable(Protocol):
 
     settings: Settings
     nodes: Nodes
+    orders: NodeOrders
     maker: NodeMaker
     commands: CommandRelay
     operations: Operations
@@ -134,7 +135,7 @@ async def reload(worker: Reloadable, new: Settings) -> Outcome:
             "commands": new.commands.model_copy(
                 update={
                     key: getattr(old.commands, key)
-                    for key in ("queue", "queue_type", "durable", "claim_after", "dedup_window")
+                    for key in ("queue", "queue_type", "durable", "claim_after", "dedup_window", "ledger")
                 }
             ),
             "events": new.events.model_copy(update={"buffer_disk": old.events.buffer_disk}),
@@ -143,7 +144,9 @@ async def reload(worker: Reloadable, new: Settings) -> Outcome:
     )
     commands, policy = command_settings(settings), command_policy(settings)
     routes = event_settings(settings)
-    before, after = ({node.name: node for node in one.nodes} for one in (old, settings))
+    # Those that the bus added follow what all nodes have in common; one that the file names too is the file's.
+    added = worker.orders.added
+    before, after = ({**added, **{node.name: node for node in one.nodes}} for one in (old, settings))
     for name, node in after.items():
         if name not in before or before[name] != node:
             node.tls_context()  # raises for an unusable CA file
@@ -170,6 +173,7 @@ async def reload(worker: Reloadable, new: Settings) -> Outcome:
         await worker.remove_node(name)
     for name in fresh:
         worker.add_node(after[name])
+    worker.orders.look()
     return Outcome([one for one in found if not one.fixed], [one for one in found if one.fixed])
 
 

@@ -5,14 +5,19 @@ This room translates, and opens the room for what waits; it starts nothing and k
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
 import msgspec
 import structlog
 
+from bridge.bus.open import open_bus
 from bridge.config import Settings
 from bridge.config.events import EventSettings, event_routes
 from bridge.errors import ConfigError
 from bridge.fleet.identity import Identity
-from bridge.messages.topics import NATS_REPLY_ADDRESSES, REDIS_REPLY_ADDRESSES
+from bridge.messages.topics import NATS_REPLY_ADDRESSES, REDIS_REPLY_ADDRESSES, ReplyAddresses
 from bridge.relay.policy import DEFAULT_DENY, Policy
 from bridge.relay.reservoir import BufferLimits, Reservoir
 from bridge.relay.routes import RouteSettings
@@ -30,9 +35,12 @@ def is_redis(settings: Settings) -> bool:
 
 
 def command_settings(settings: Settings) -> CommandSettings:
-    """``[commands]``, ``[esl]`` and the rates of ``[policy]`` for the command path."""
+    """``[commands]``, ``[esl]`` and the rates of ``[policy]`` for the command path. Raises ``ConfigError``."""
     commands, esl, policy = settings.commands, settings.esl, settings.policy
     redis = is_redis(settings)
+    problems = _faults("commands.reply_to", commands.reply_to or [], lambda text: ReplyAddresses([text], glob=redis))
+    if problems:
+        raise ConfigError(problems)
     return CommandSettings(
         queues=commands.queues(settings.bus.url.scheme),
         reply_to=tuple(commands.reply_to or (REDIS_REPLY_ADDRESSES if redis else NATS_REPLY_ADDRESSES)),
@@ -90,6 +98,50 @@ def event_settings(settings: Settings) -> list[RouteSettings]:
 
 
 def command_policy(settings: Settings) -> Policy:
-    """``[policy]``."""
-    policy = settings.policy
-    return Policy(policy.allow, DEFAULT_DENY if policy.deny is None else policy.deny)
+    """``[policy]``. Raises ``ConfigError`` for patterns that are none."""
+    allow, deny = settings.policy.allow, settings.policy.deny
+    problems = _faults("policy.allow", allow, lambda text: Policy([text], []))
+    problems += _faults("policy.deny", deny or [], lambda text: Policy([], [text]))
+    if problems:
+        raise ConfigError(problems)
+    return Policy(allow, DEFAULT_DENY if deny is None else deny)
+
+
+def _faults(key: str, texts: Iterable[str], read: Callable[[str], object]) -> list[tuple[str, str]]:
+    """What is wrong with each of these texts, under its key path."""
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            read(text)
+        except ValueError as error:
+            found.append((f"{key}[{number}]", str(error)))
+    return found
+
+
+def rehearse(settings: Settings) -> None:
+    """Make what can be made without connecting. Raises ``ConfigError`` with all that cannot be.
+
+    So ``check`` finds what ``run`` would stumble over, and neither begins with files that are not there.
+    """
+    problems = []
+    for key, name in settings.bus.files().items():
+        try:
+            with Path(name).open("rb"):
+                pass
+        except OSError as error:
+            problems.append((f"bus.{key}", f"cannot read {name}: {error.strerror}"))
+    makers: list[Callable[[], object]] = [node.tls_context for node in settings.nodes]
+    makers += [
+        partial(command_policy, settings),
+        partial(command_settings, settings),
+        partial(event_settings, settings),
+    ]
+    if not problems:
+        makers.append(partial(open_bus, settings.bus.url.get_secret_value(), **settings.bus.options()))
+    for make in makers:
+        try:
+            make()
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)

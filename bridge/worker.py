@@ -118,7 +118,10 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._connected = asyncio.Event()
         self._bus_state: BusState | None = None
-        self._reloading = asyncio.Lock()
+        self._reloading = turn = asyncio.Lock()
+        self.orders = NodeOrders(
+            self.nodes, self.add_node, self.remove_node, lambda: {it.name for it in self.settings.nodes}, turn
+        )
         self._retiring: list[asyncio.Task[None]] = []
         self._stopping = False
         self._was_ready = False
@@ -133,11 +136,10 @@ class Worker:
         self.bus.on_state = self._bus_changed
         self.publisher.start()
         self.bus.start()
-        orders = NodeOrders(self.nodes, self.add_node, self.remove_node)
-        self.crew.on_orders = orders.take
+        self.crew.on_orders = self.orders.take
         self.crew.start()
         self._tasks = [
-            asyncio.create_task(orders.follow(), name="orders"),
+            asyncio.create_task(self.orders.follow(), name="orders"),
             asyncio.create_task(self._take_requests(), name="requests"),
             asyncio.create_task(self._read_gauges(), name="gauges"),
         ]
@@ -353,9 +355,10 @@ class Worker:
             await asyncio.sleep(GAUGE_INTERVAL)
             now = asyncio.get_running_loop().time()
             for node in self.nodes:
-                load = node.link.load
-                if load is not None and load.fresh(now):
+                if (load := node.link.load) is not None and load.fresh(now):
                     self.metrics.node_sessions(node.name, load.sessions, load.delay)
+                else:
+                    self.metrics.forget_sessions(node.name)
 
     def _bus_changed(self, state: BusState) -> None:
         self.metrics.bus_up(state.connected)

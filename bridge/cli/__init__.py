@@ -72,16 +72,27 @@ for command in (demo, run, reload, check, tail, call, nodes, simulate, asyncapi)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    out, err = sys.stdout, sys.stderr
+    try:
+        code = _run(arguments)
+        out.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not a fault. The interpreter must not flush into it again.
+        sys.stdout, sys.stderr = out, err  # Typer has wrapped them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+        return exits.FINE
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="esl-bridge")
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None  # Typer and Rich make a 1 of it: "answered with a failure"
         return end.code if isinstance(end.code, int) else exits.FINE if end.code is None else exits.FAILED
     except BridgeError as error:
         return exits.tell(error)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`): not a fault. The interpreter must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return exits.FINE
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     return exits.FINE

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 DIRECT_TIMEOUT = 10.0
 JOB_TIMEOUT = 120.0
+# The longest that a worker can be configured to grant, in seconds.
+LONGEST_TIMEOUT = 31_536_000.0
 
 Op = Literal["api", "bgapi", "execute", "hangup", "sendmsg", "sendevent"]
 
@@ -45,6 +47,7 @@ def call(
         typer.Option(
             help="Longest wait for the reply, in seconds.",
             min=0.001,
+            max=LONGEST_TIMEOUT,
             show_default=f"{DIRECT_TIMEOUT:g}, for jobs {JOB_TIMEOUT:g}",
             metavar="SECONDS",
         ),
@@ -135,6 +138,9 @@ def request_fields(
         fields["headers"] = {name: value for name, _, value in pairs}
     if op in ("api", "bgapi", "execute", "sendevent") and not words:
         raise typer.BadParameter("nothing to send", param_hint="COMMAND")
+    given = [to, uuid, body, *words, *headers]
+    if any("\ud800" <= char <= "\udfff" for text in given if text for char in text):
+        raise typer.BadParameter("an argument is not UTF-8", param_hint="COMMAND")
     if op in ("execute", "hangup", "sendmsg") and not uuid:
         raise typer.BadParameter(f"{op} needs the call's --uuid", param_hint="--uuid")
     return {name: value for name, value in fields.items() if value is not None}
@@ -146,7 +152,7 @@ def _takes_long(fields: dict[str, Any]) -> bool:
 
 
 async def _call(settings: Settings, fields: dict[str, Any], *, timeout: float, queue: str | None, as_json: bool) -> int:
-    from bridge.cli.loop import stop_on_signals, until_stopped
+    from bridge.cli.loop import connected, stop_on_signals, until_stopped
     from bridge.client import Bridge
 
     with stop_on_signals() as wish:
@@ -156,7 +162,10 @@ async def _call(settings: Settings, fields: dict[str, Any], *, timeout: float, q
             connect_timeout=CONNECT_TIMEOUT,
             **settings.bus.options(),
         )
-        async with bridge:
+        async with connected(wish, bridge) as there:
+            if not there:
+                print("esl-bridge: given up before anything was sent", file=sys.stderr)
+                return exits.INTERRUPTED
             reply = await until_stopped(wish, bridge.request(fields, timeout=timeout, queue=queue))
     if reply is None:
         print("esl-bridge: given up; the command may run nevertheless", file=sys.stderr)

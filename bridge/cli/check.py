@@ -53,6 +53,7 @@ def check(
 
     from bridge.cli.loop import run_async
     from bridge.config import find_config_file, load_settings, settings_warnings
+    from bridge.wiring import rehearse
 
     file = find_config_file(config)
     settings = load_settings(config)
@@ -60,6 +61,7 @@ def check(
         raise ConfigError(
             [("node", "nothing is configured at all; name a bus, and a [[node]] or `esl-bridge nodes add`")]
         )
+    rehearse(settings)
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
     print_findings(console, describe_configuration(settings, file))
     for key, text in settings_warnings(settings):

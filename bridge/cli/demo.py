@@ -67,7 +67,9 @@ def demo(
         typer.Option("--for", help="End after so many seconds; without it Ctrl-C ends.", min=0, metavar="SECONDS"),
     ] = None,
     rate: Annotated[float, typer.Option(help="Made-up calls per second.", min=0.01)] = 0.5,
-    port: Annotated[int, typer.Option(help="Port of the web page; a free one when it is taken.", max=65535)] = 8090,
+    port: Annotated[
+        int, typer.Option(help="Port of the web page; a free one when it is taken.", min=0, max=65535)
+    ] = 8090,
 ) -> None:
     """Show all of it on this machine: calls, events, commands, replies. Nothing to configure; Ctrl-C ends it.
 

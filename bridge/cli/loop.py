@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from bridge.client import Bridge
 
 Result = TypeVar("Result")
 
@@ -72,16 +75,34 @@ def stop_on_signals() -> Iterator[StopWish]:
         signal.signal(signal.SIGINT, before)
 
 
-async def until_stopped(wish: StopWish, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Do ``work`` unless the wish to end comes first (then it is cancelled and None returned)."""
+@asynccontextmanager
+async def connected(wish: StopWish, bridge: Bridge) -> AsyncIterator[bool]:
+    """Have the bridge connected; False, and nothing is, when the wish to end comes first. Raises ``BusError``."""
+    if await until_stopped(wish, bridge.__aenter__(), insist=True) is None or wish.is_set():
+        await bridge.close()
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        await bridge.close()
+
+
+async def until_stopped(wish: StopWish, work: Coroutine[Any, Any, Result], *, insist: bool = False) -> Result | None:
+    """Do ``work`` unless the wish to end comes first (then it is cancelled and None returned).
+
+    With ``insist`` it is cancelled again while it goes on: before Python 3.12 ``wait_for``, which drivers connect
+    with, loses a cancellation that comes in the same turn as its result.
+    """
     task = asyncio.ensure_future(work)
     waiter = asyncio.ensure_future(wish.wait())
     try:
         await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        task.cancel()
-        await asyncio.wait({task})
+        while not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=0.1 if insist else None)
         return None
     finally:
         waiter.cancel()

@@ -95,6 +95,9 @@ async def _order(client: Bridge, action: Action, name: str, url: str, tags: tupl
         except ValueError as error:
             # The validation error never shows its input: the URL holds a password.
             raise typer.BadParameter(_reason(error), param_hint="NAME or URL") from None
+        if (order is None or not order.url) and any(node["name"] == name for node in await client.nodes()):
+            print(f"esl-bridge: {name} is known already: workers whose configuration names it go by that",
+                  file=sys.stderr)  # fmt: skip
         order = NodeOrder(name, url, tags, pin)
     elif action == "remove":
         if order is None or not order.url:

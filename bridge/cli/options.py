@@ -35,6 +35,9 @@ BusOption = Annotated[
 ]
 
 
+_CREDENTIALS = ("USERNAME", "PASSWORD", "PASSWORD_FILE", "CREDS", "NKEY", "TLS_CERT", "TLS_KEY")
+
+
 def settings_for_bus(config: Path | None, bus: str | None) -> Settings:
     """Settings for a command that works on the bus only; ``bus`` replaces the configured broker and its credentials.
 
@@ -51,4 +54,6 @@ def settings_for_bus(config: Path | None, bus: str | None) -> Settings:
     environ["ESL_BRIDGE_BUS__URL"] = bus
     if config is None:
         return load_settings(Path(os.devnull), environ)
-    return load_settings(config, {**os.environ, "ESL_BRIDGE_BUS__URL": bus})
+    # What the file says of its own broker is none of another's business, its password least of all.
+    own = {f"ESL_BRIDGE_BUS__{key}": "" for key in _CREDENTIALS}
+    return load_settings(config, {**os.environ, **own, "ESL_BRIDGE_BUS__URL": bus})

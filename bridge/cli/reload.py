@@ -47,8 +47,11 @@ def reload(
       esl-bridge reload -c /etc/esl-bridge/bridge.toml
     """
     from bridge.config import load_settings
+    from bridge.wiring import rehearse
 
-    folder = Path(load_settings(config).worker.state_dir)
+    settings = load_settings(config)
+    rehearse(settings)
+    folder = Path(settings.worker.state_dir)
     workers = find_workers(folder)
     if not workers:
         print(f"esl-bridge: no worker runs with worker.state_dir {folder}", file=sys.stderr)

@@ -69,12 +69,14 @@ def run(
 
     from bridge.cli.loop import run_async
     from bridge.config import load_settings, settings_warnings
+    from bridge.wiring import rehearse
 
     settings = load_settings(config)
     if not settings.model_fields_set:
         raise ConfigError(
             [("node", "nothing is configured at all; name a bus, and a [[node]] or `esl-bridge nodes add`")]
         )
+    rehearse(settings)
     set_up_log(settings, log_level)
     log = structlog.get_logger("bridge")
     for key, text in settings_warnings(settings):
@@ -119,7 +121,7 @@ async def serve(settings: Settings, *, config: Path | None = None, log_level: Lo
             looking = asyncio.create_task(_tell_readiness(worker, manager))
             await wish.wait()
         looking.cancel()
-        manager.stopping(settings.worker.drain_timeout + PATIENCE)
+        manager.stopping(worker.settings.worker.drain_timeout + PATIENCE)
         drained = await _drain(worker.stop(), wish, worker.settings.worker.drain_timeout + PATIENCE)
         manager.close()
         if worker.failed.done():

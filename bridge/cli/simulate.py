@@ -71,6 +71,8 @@ def simulate(
     from bridge.simulator import FaultSyntaxError, SimulatedSwitch
     from bridge.simulator.replay import ReplayError
 
+    if not password or any(char in "\r\n\0" or "\ud800" <= char <= "\udfff" for char in password):
+        raise typer.BadParameter("empty, or with a line end, it opens no Event Socket", param_hint="--password")
     faults = fault or []
     if "list" in faults:
         print_faults()
@@ -119,8 +121,9 @@ async def _simulate(switch: SimulatedSwitch, seconds: float | None) -> int:
 
     try:
         await switch.start()
-    except OSError as error:
-        print(f"esl-bridge: cannot listen on {switch.host}:{switch.port}: {reason_of(error)}", file=sys.stderr)
+    except (OSError, UnicodeError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else "not a host name"
+        print(f"esl-bridge: cannot listen on {switch.host}:{switch.port}: {reason}", file=sys.stderr)
         return exits.UNREACHABLE
     try:
         with stop_on_signals() as wish:

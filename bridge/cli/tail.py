@@ -97,14 +97,16 @@ async def _tail(
 ) -> int:
     from rich.console import Console
 
-    from bridge.cli.loop import stop_on_signals, until_stopped
+    from bridge.cli.loop import connected, stop_on_signals, until_stopped
     from bridge.client import Bridge
 
     console = Console(highlight=False, markup=False, emoji=False)
     url = settings.bus.url
     with stop_on_signals() as wish:
         bridge = Bridge(url.get_secret_value(), connect_timeout=CONNECT_TIMEOUT, **settings.bus.options())
-        async with bridge:
+        async with connected(wish, bridge) as there:
+            if not there:
+                return exits.FINE
             stream = await bridge.subscribe(pattern, where=conditions, topic=topic_pattern(settings.events.topic))
             if sys.stderr.isatty():
                 print(f"listening to {pattern} on {url.redacted} (Ctrl-C ends)", file=sys.stderr)

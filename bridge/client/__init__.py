@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import math
 import uuid as uuids
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -75,6 +76,7 @@ class EventStream(AsyncIterator[EventMessage]):
         self._wake = asyncio.Event()
         self._closed = False
         self._subscription: Subscription | None = None
+        self._on_close: Callable[[EventStream], None] = lambda stream: None
 
     def feed(self, message: Received) -> None:
         """Take one message from the bus."""
@@ -114,6 +116,7 @@ class EventStream(AsyncIterator[EventMessage]):
         """End the stream; what already waits can still be read."""
         self._closed = True
         self._wake.set()
+        self._on_close(self)
         if self._subscription is not None:
             await self._subscription.close()
 
@@ -163,7 +166,7 @@ class Bridge:
         self._codec = codec_named(codec)
         self._queue = queue
         self._topics = topics
-        self._streams: list[EventStream] = []
+        self._streams: set[EventStream] = set()
 
     async def __aenter__(self) -> Self:
         await self.bus.connect(self._connect_timeout)
@@ -176,7 +179,7 @@ class Bridge:
 
     async def close(self) -> None:
         """End all streams and disconnect."""
-        for stream in self._streams:
+        for stream in list(self._streams):  # each takes itself out
             await stream.close()
         await self.bus.close()
 
@@ -196,7 +199,6 @@ class Bridge:
                 yield event
         finally:
             await stream.close()
-            self._streams.remove(stream)
 
     async def subscribe(
         self,
@@ -209,7 +211,8 @@ class Bridge:
         """Like ``events``, but the subscription already stands when this returns."""
         stream = EventStream(pattern, where or {}, limit)
         await stream.open(self.bus, topic or self._topic_of(pattern))
-        self._streams.append(stream)
+        stream._on_close = self._streams.discard
+        self._streams.add(stream)
         return stream
 
     def _topic_of(self, pattern: str) -> str:
@@ -332,6 +335,8 @@ class Bridge:
         ``queue`` is another queue than ``esl.cmd`` (``esl.cmd.<node>`` for strict order). Raises ``Timeout`` when
         no reply came at all, ``Unavailable`` when no worker listens, ``BusUnavailable`` without a broker.
         """
+        if not math.isfinite(timeout):
+            raise InvalidRequest("timeout_ms", "must be a finite time")
         values = {name: value for name, value in fields.items() if value is not None}
         values.setdefault("id", uuids.uuid4().hex)
         values.setdefault("timeout_ms", max(1, round(timeout * 1000)))
@@ -339,7 +344,9 @@ class Bridge:
         if reply_to:
             values["reply_to"] = reply_to
         try:
-            request = CommandRequest(**values)
+            payload = encode_request(CommandRequest(**values), self._codec)
+        except UnicodeError:
+            raise InvalidRequest("", "a text in it is not valid Unicode") from None
         except TypeError as error:
             raise InvalidRequest("", str(error)) from None
         answer: asyncio.Future[CommandReply] = asyncio.get_running_loop().create_future()
@@ -361,7 +368,7 @@ class Bridge:
         try:
             subscription = await self.bus.request(
                 queue or self._queue,
-                encode_request(request, self._codec),
+                payload,
                 self._codec.request_content_type,
                 take,
                 reply_to=reply_to,

@@ -17,6 +17,11 @@ from bridge.messages.topics import DEFAULT_TOPIC, TopicTemplate
 Delivery = Literal["pubsub", "durable", "both"]
 Codec = Literal["json", "msgpack"]
 
+# What brokers and disks count with.
+_MOST = 2**63 - 1
+# As long as it takes for "for ever", in seconds.
+_AGES = 3_153_600_000.0
+
 DEFAULT_STREAMS = {"nats": "FS_EVENTS", "redis": "fs.events"}
 _OWN_PREFIX = "fs.events."
 
@@ -68,27 +73,41 @@ class EventSettings(Section):
     )
     stream: str = setting("", "Stream of a durable delivery; empty: FS_EVENTS (JetStream), fs.events (Redis)")
     stream_events: int = setting(
-        1_000_000, "Most events of a stream that the bridge creates (Redis: MAXLEN ~)", unit="events", ge=1
+        1_000_000, "Most events of a stream that the bridge creates (Redis: MAXLEN ~)", unit="events", ge=1, le=_MOST
     )
     stream_bytes: int = setting(
-        4_294_967_296, "Most bytes of a JetStream stream that the bridge creates", unit="bytes", ge=1_048_576
+        4_294_967_296, "Most bytes of a JetStream stream that the bridge creates", unit="bytes", ge=1_048_576, le=_MOST
     )
-    stream_age: float = setting(86_400.0, "Longest life of an event in such a stream", unit="s", gt=0)
+    stream_age: float = setting(86_400.0, "Longest life of an event in such a stream", unit="s", ge=0.1, le=_AGES)
     stream_replicas: int = setting(1, "Replicas of such a stream", unit="servers", ge=1, le=5)
     envelope: Literal["cloudevents", "none"] = setting("cloudevents", "none publishes FreeSWITCH's own JSON alone")
     codec: Codec | None = setting(None, "Encoding of events; absent: that of the bus")
     unique_keys: bool = setting(False, "Rewrite events in which FreeSWITCH repeats a key, for strict JSON parsers")
     buffer_events: int = setting(
-        100_000, "Most events of this worker that wait in memory while the bus is away or slow", unit="events", ge=1
+        100_000,
+        "Most events of this worker that wait in memory while the bus is away or slow",
+        unit="events",
+        ge=1,
+        le=_MOST,
     )
     buffer_bytes: int = setting(
-        16_777_216, "Most bytes of events that wait in memory, of all nodes together", unit="bytes", ge=1_048_576
+        16_777_216,
+        "Most bytes of events that wait in memory, of all nodes together",
+        unit="bytes",
+        ge=1_048_576,
+        le=_MOST,
     )
     buffer_disk: int = setting(
-        2_147_483_648, "Most bytes of events that wait on disk, in worker.state_dir; 0: none", unit="bytes", ge=0
+        2_147_483_648,
+        "Most bytes of events that wait on disk, in worker.state_dir; 0: none",
+        unit="bytes",
+        ge=0,
+        le=_MOST,
     )
-    buffer_age: float = setting(300.0, "An event that waited longer than this is dropped", unit="s", gt=0)
-    durable_age: float = setting(86_400.0, "The same for a durable delivery, restarts included", unit="s", gt=0)
+    buffer_age: float = setting(300.0, "An event that waited longer than this is dropped", unit="s", gt=0, le=_AGES)
+    durable_age: float = setting(
+        86_400.0, "The same for a durable delivery, restarts included", unit="s", gt=0, le=_AGES
+    )
     buffer_drop: Literal["oldest", "newest", "class"] = setting(
         "oldest",
         "What is dropped when there is no room: the oldest, the newest, or by class: HEARTBEAT and its like first, "

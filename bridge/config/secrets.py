@@ -33,7 +33,7 @@ def resolve_secrets(data: dict[str, Any], environ: Mapping[str, str], problems: 
                 table[key] = _expand(table[key], environ, used, problems, (*path, key))
         _read_secret_file(table, "token" if path[0] == "http" else "password", problems, path)
         if path[0] == "node":
-            _put_password_into_url(table)
+            _put_password_into_url(table, problems, path)
     return used
 
 
@@ -98,11 +98,15 @@ def _read_secret_file(table: dict[str, Any], key: str, problems: Problems, path:
     table[key] = "unresolved-secret" if text is None else text
 
 
-def _put_password_into_url(table: dict[str, Any]) -> None:
+def _put_password_into_url(table: dict[str, Any], problems: Problems, path: tuple[str | int, ...]) -> None:
     url, password = table.get("url"), table.get("password")
     if not isinstance(url, str) or not isinstance(password, str) or not password or "://" not in url:
         return
     scheme, _, rest = url.partition("://")
     user, mark, host = rest.rpartition("@")
-    if ":" not in user:
-        table["url"] = f"{scheme}://{user if mark else ''}:{quote(password, safe='')}@{host}"
+    name, _, inside = user.partition(":")
+    if inside:
+        key = "password_file" if table.get("password_file") else "password"
+        problems.add((*path, key), "stands beside the password in url; give one of them")
+        return
+    table["url"] = f"{scheme}://{name if mark else ''}:{quote(password, safe='')}@{host}"

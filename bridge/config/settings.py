@@ -22,6 +22,7 @@ from bridge.config.values import (
     NodeUrl,
     QueueName,
     SecretUrl,
+    WorkerId,
     fault,
     is_loopback,
     required,
@@ -32,16 +33,17 @@ from bridge.esl.url import EslUrl
 
 DURABLE_QUEUE = "esl.queue"
 """The contract's name for requests that NATS keeps."""
+# Longer times are slips of the hand, and more than brokers and timers can count, in seconds.
+DAY, YEAR = 86_400.0, 31_536_000.0
 LogLevel = Literal["console", "alert", "crit", "err", "warning", "notice", "info", "debug"]
 
 
 class WorkerSettings(Section):
     """``[worker]``: this process."""
 
-    id: str = setting(
+    id: WorkerId = setting(
         "auto",
         'Name of this worker, unique on the bus; "auto" is the host name and the number of a lock file in state_dir',
-        pattern=r"^[A-Za-z0-9_.-]{1,128}$",
     )
     state_dir: str = setting(
         "/var/lib/esl-bridge",
@@ -49,8 +51,9 @@ class WorkerSettings(Section):
         min_length=1,
     )
     drain_timeout: float = setting(
-        20.0, "Longest time from SIGTERM to the exit: requests in hand are answered, events flushed", unit="s", ge=0
-    )
+        20.0, "Longest time from SIGTERM to the exit: requests in hand are answered, events flushed", unit="s", ge=0,
+        le=DAY,
+    )  # fmt: skip
 
 
 class BusSettings(Section):
@@ -81,6 +84,24 @@ class BusSettings(Section):
                     raise fault("is for NATS only", key)
         return self
 
+    @property
+    def unused(self) -> dict[str, str]:
+        """Keys that are set and mean nothing for this URL, each with the reason."""
+        found = {}
+        user, _, inside = self.url.get_secret_value().partition("://")[2].rpartition("@")[0].partition(":")
+        if inside and self.password.get_secret_value():
+            found["password"] = "is not used: there is one in bus.url"
+        if user and self.username:
+            found["username"] = "is not used: there is one in bus.url"
+        if self.tls_ca and self.url.scheme in ("redis", "redis+cluster", "redis+sentinel", "unix", "memory"):
+            found["tls_ca"] = f"is not used: {self.url.scheme}:// does not speak TLS"
+        return found
+
+    def files(self) -> dict[str, str]:
+        """The files that the connection needs, by their keys; only those that are set."""
+        keys = ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) and key not in self.unused}
+
     def options(self) -> dict[str, Any]:
         """The means to log in and to speak TLS, as ``open_bus`` names them; only those that are set."""
         given = {
@@ -101,10 +122,13 @@ class EslSettings(Section):
     event_heartbeat_interval: float = setting(
         0.0, "Expected time between two HEARTBEATs; 0 learns it from them", unit="s", ge=0, le=3600
     )
-    esl_connect_timeout: int = setting(5000, "Longest time for TCP connect and authentication", unit="ms", ge=1)
-    esl_cmd_timeout: int = setting(
-        5000, "Longest wait for FreeSWITCH's direct reply to a command; does not include connecting", unit="ms", ge=1
+    esl_connect_timeout: int = setting(
+        5000, "Longest time for TCP connect and authentication", unit="ms", ge=1, le=3_600_000
     )
+    esl_cmd_timeout: int = setting(
+        5000, "Longest wait for FreeSWITCH's direct reply to a command; does not include connecting", unit="ms", ge=1,
+        le=3_600_000,
+    )  # fmt: skip
     esl_cmd_polling_itv: int = setting(
         0, "0: replies leave at once; more: they are gathered and leave every so often", unit="us", ge=0, le=10_000_000
     )
@@ -133,7 +157,7 @@ class NodeSettings(Section):
     max_pipelined: int = setting(
         16, "Most unanswered commands on one connection (depth is doubt)", unit="commands", ge=1, le=1024
     )
-    idle_timeout: float = setting(60.0, "A command connection unused for this long is closed", unit="s", gt=0)
+    idle_timeout: float = setting(60.0, "A command connection unused for this long is closed", unit="s", gt=0, le=YEAR)
 
     @model_validator(mode="after")
     def _check(self) -> NodeSettings:
@@ -182,16 +206,18 @@ class CommandSettings(Section):
         512, "Most requests in hand; more are answered busy, or left in the queue", unit="requests", ge=1
     )
     max_in_flight_node: int = setting(256, "Most requests in hand for one node", unit="requests", ge=1)
-    max_timeout: float = setting(3600.0, "Largest timeout_ms that a request may ask for", unit="s", gt=0)
-    job_timeout: float = setting(120.0, "Budget of background jobs when the request names none", unit="s", gt=0)
-    dedup_window: float = setting(300.0, "How long the outcome of an id is kept", unit="s", ge=0)
+    max_timeout: float = setting(3600.0, "Largest timeout_ms that a request may ask for", unit="s", gt=0, le=YEAR)
+    job_timeout: float = setting(
+        120.0, "Budget of background jobs when the request names none", unit="s", gt=0, le=YEAR
+    )
+    dedup_window: float = setting(300.0, "How long the outcome of an id is kept", unit="s", ge=0, le=YEAR)
     ledger: Literal["auto", "memory", "shared"] = setting(
         "auto",
         "Memory of outcomes: auto shares it among all workers where the broker keeps things (Redis, JetStream); "
         "memory: each worker its own; shared: refuse to start without",
     )
     claim_after: float = setting(
-        30.0, "A worker silent for this long loses the entries it has in hand to another", unit="s", ge=1
+        30.0, "A worker silent for this long loses the entries it has in hand to another", unit="s", ge=1, le=DAY
     )
     scatter_limit: int = setting(
         16, "Largest fleet in which a call that nobody owns up to is looked for on every node", unit="nodes", ge=0
@@ -255,6 +281,8 @@ class HttpSettings(Section):
     @model_validator(mode="after")
     def _check(self) -> HttpSettings:
         token = self.token.get_secret_value()
+        if any(char.isspace() or not char.isprintable() for char in token):
+            raise fault("holds a space or a control character, with which no request can bear it", "token")
         if token and len(token) < 12:
             raise fault("is too short: 12 characters or more, as from `openssl rand -hex 16`", "token")
         if self.console and not token:

@@ -23,6 +23,8 @@ BUS_SCHEMES = (
 )  # fmt: skip
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# It is part of addresses on the bus, which know no empty token.
+_WORKER_ID = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _SCHEME = re.compile(r"([a-z][a-z0-9+]{0,19})://", re.IGNORECASE)
 
 
@@ -67,7 +69,16 @@ def _check_bus_url(url: SecretUrl) -> SecretUrl:
         port = re.fullmatch(r"(?:\[[^\]]*\]|[^:\[\]]*):(.*)", host.partition("://")[2] or host)
         if port and not (port[1].isdigit() and 0 < int(port[1]) < 65536):
             raise fault("has a port that is not a number from 1 to 65535")
+        _check_host(host.partition("://")[2] or host)
     return url
+
+
+def _check_host(text: str) -> None:
+    """Refuse what the resolver cannot even be asked for: it would fail at every attempt, for ever."""
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        raise fault("has a host name with an empty part, or with one of more than 63 characters") from None
 
 
 def _check_node_url(url: SecretUrl) -> SecretUrl:
@@ -75,9 +86,10 @@ def _check_node_url(url: SecretUrl) -> SecretUrl:
     if not text.lower().startswith(("fs://", "fs+tls://", "fs+unix://")):
         raise fault("must be fs://[username]:password@host[:port]")
     try:
-        EslUrl.parse(text)
+        host = EslUrl.parse(text).host
     except EslUrlError as error:
         raise fault(str(error)) from None
+    _check_host(host)
     return url
 
 
@@ -105,9 +117,10 @@ def is_loopback(host: str) -> bool:
 def _check_listen(text: str) -> str:
     if text:
         try:
-            split_listen(text)
+            host, _ = split_listen(text)
         except ValueError as error:
             raise fault(str(error)) from None
+        _check_host(host)
     return text
 
 
@@ -117,8 +130,14 @@ def _check_node_name(text: str) -> str:
     return text
 
 
+def _check_worker_id(text: str) -> str:
+    if not _WORKER_ID.fullmatch(text):
+        raise fault(f'must be 1 to 128 of A-Z a-z 0-9 _ - and single dots between them, got "{text[:80]}"')
+    return text
+
+
 def _check_filter(text: str) -> str:
-    found = re.fullmatch(r"([^\s:]+):?[ \t]+(\S[^\r\n]*)", text.strip(" "))
+    found = re.fullmatch(r"([^\s:\0]+):?[ \t]+(\S[^\r\n\0]*)", text.strip(" "))
     if not found:
         raise fault('must be "Header value" or "Header /regex/", as for FreeSWITCH\'s filter command')
     try:
@@ -129,8 +148,8 @@ def _check_filter(text: str) -> str:
 
 
 def _check_token(text: str) -> str:
-    if not text or re.search(r"[\s*>\x00-\x1f\x7f]", text) or text.startswith(".") or text.endswith("."):
-        raise fault("must be an address without spaces or wildcards")
+    if not text or re.search(r"[\s*>\x00-\x1f\x7f]", text) or not all(text.split(".")):
+        raise fault("must be an address without spaces, wildcards or empty parts between dots")
     return text
 
 
@@ -158,6 +177,7 @@ def _check_topic(text: str) -> str:
 NodeUrl = Annotated[SecretUrl, AfterValidator(_check_node_url)]
 BusUrl = Annotated[SecretUrl, AfterValidator(_check_bus_url)]
 ListenAddress = Annotated[str, AfterValidator(_check_listen)]
+WorkerId = Annotated[str, AfterValidator(_check_worker_id)]
 NodeName = Annotated[str, AfterValidator(_check_node_name)]
 EslFilter = Annotated[str, AfterValidator(_check_filter)]
 QueueName = Annotated[str, AfterValidator(_check_token)]

@@ -16,6 +16,9 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
         found.append(
             ("node", "no FreeSWITCH node is configured: those that `esl-bridge nodes add` put on the bus are served")
         )
+    found += [(f"bus.{key}", text) for key, text in settings.bus.unused.items()]
+    if settings.commands.durable and settings.bus.url.scheme not in ("nats", "tls"):
+        found.append(("commands.durable", "is not used: it is for NATS; on Redis commands.queue is durable as it is"))
     for number, node in enumerate(settings.nodes):
         url = node.esl_url
         if node.has_default_password_off_loopback:
@@ -25,6 +28,8 @@ def settings_warnings(settings: Settings) -> list[tuple[str, str]]:
                     f"FreeSWITCH's default password on {url.host}: anyone who reaches it can use it",
                 )
             )
+        if node.tls_ca and url.scheme != "fs+tls":
+            found.append((f"node[{number}].tls_ca", f"is not used: {url.scheme}:// does not speak TLS"))
         if url.scheme == "fs+tls" and not node.tls_verify:
             found.append((f"node[{number}].tls_verify", "the server's certificate is not checked"))
     if settings.http.listen and not is_loopback(split_listen(settings.http.listen)[0]):

@@ -107,6 +107,7 @@ class Fleet:
         ownership = self.ownerships.pop(node, None)
         if ownership is not None:
             self._placed = None
+            ownership.dismiss()
             if ownership.role is Role.OWNER:
                 await ownership.release(1.0)
             await ownership.hands.cool()

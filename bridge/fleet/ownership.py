@@ -6,6 +6,7 @@ still publish. This room never touches an event.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from enum import StrEnum
 from typing import Protocol
@@ -92,6 +93,8 @@ class Ownership:
         """When linking began (monotonic)."""
         self.ready_since = 0.0
         self.unlinked_since = 0.0
+        self._gone = False  # the node is no longer ours to care for
+        self._giving_back = False  # from before the lease is released until it is taken again
         self._mark = Mark()
         self._mark_at = 0.0
         self._before = 0  # the token of the mark that we found when we took the node
@@ -121,6 +124,11 @@ class Ownership:
             self.retry_at = time.monotonic() + max(answer.remaining, 0.01) + 0.01
             self.role = Role.STANDBY
             return False
+        if self._gone:
+            await self._hand_back()
+            self.role = Role.NONE
+            return False
+        self._giving_back = False
         mark = decode_mark(answer.note)
         log.info("node taken", node=self.node, fencing=answer.token, after=mark.worker if mark else "")
         self.role = Role.OWNER
@@ -136,11 +144,15 @@ class Ownership:
         try:
             if token and await self.lease.renew(self._note()):
                 return False
+            if self._giving_back:  # it has no lease for that reason
+                return False
             answer = await self.lease.acquire()
         except BusError as error:
             log.debug("lease not renewed", node=self.node, reason=str(error))
             return False
-        if not self.owns:
+        if not self.owns or self._giving_back:
+            if isinstance(answer, Grant):
+                await self._hand_back()
             return False
         if not isinstance(answer, Grant):
             log.warning("node lost: another worker holds it", node=self.node, holder=answer.holder)
@@ -165,6 +177,7 @@ class Ownership:
         mark = await self.hands.give(timeout)
         if self.role is not Role.RELEASING:  # lost meanwhile
             return
+        self._giving_back = True
         try:
             await self.lease.release(encode(mark))
         except BusError as error:
@@ -172,6 +185,15 @@ class Ownership:
         log.info("node given", node=self.node)
         self.role = Role.STANDBY
         self._forget_owner()
+
+    def dismiss(self) -> None:
+        """The node is no longer ours to care for: a lease that is on its way to us goes back."""
+        self._gone = True
+
+    async def _hand_back(self) -> None:
+        """Release a lease that came when nobody wanted it any more; the mark of before stays."""
+        with contextlib.suppress(BusError):
+            await self.lease.release()
 
     def _lose(self) -> None:
         self.role = Role.STANDBY

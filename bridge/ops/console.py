@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
-from bridge.errors import BridgeError
+from bridge.errors import BridgeError, InvalidRequest
 from bridge.messages.command import CommandReply, encode_reply
 from bridge.ops.access import Access
 
@@ -51,7 +51,7 @@ class Console:
             return _told(403, refusal)
         try:
             fields = json.loads(await request.read())
-        except ValueError:
+        except (ValueError, RecursionError):
             return _told(400, "the body is not JSON")
         if not isinstance(fields, dict) or not set(fields) <= FIELDS | {"timeout"}:
             return _told(400, f"expected a map of {', '.join(sorted(FIELDS))}, timeout")
@@ -61,6 +61,8 @@ class Console:
         log.info("console", op=fields.get("op", "api"), to=fields.get("to"), remote=request.remote)
         try:
             reply = await self._ask(fields, float(timeout))
+        except InvalidRequest as error:
+            return _told(400, str(error))
         except BridgeError as error:
             return _told(502, str(error))
         return web.Response(body=encode_reply(reply), content_type="application/json")

@@ -91,8 +91,9 @@ class HttpServer:
                 web.get("/metrics", self._show_metrics),
                 web.get("/nodes", self._show_nodes),
                 web.get("/static/{name}", self._show_static),
-                web.get("/feed", feed.show_state),
-                web.get("/tail", feed.show_tail),
+                # A HEAD would be answered with a stream without end.
+                web.get("/feed", feed.show_state, allow_head=False),
+                web.get("/tail", feed.show_tail, allow_head=False),
             ]
         )
         if page.console is not None:

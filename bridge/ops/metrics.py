@@ -206,6 +206,11 @@ class Metrics:
         if lag is not None:
             self._heartbeat_lag.labels(node).set(lag)
 
+    def forget_sessions(self, node: str) -> None:
+        """No HEARTBEAT of late: an old number, which another worker may know better, is worse than none."""
+        for gauge in (self._node_sessions, self._heartbeat_lag):
+            gauge.remove_by_labels({"node": node})
+
     def link_lost(self, node: str, reason: str) -> None:
         """Count an event link lost or not made, by its class (refused, timeout, auth_failed, ...)."""
         self._link_losses.labels(node, reason).inc()

@@ -10,6 +10,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from bridge.bus.redis import RedisBus
 from bridge.client import Bridge
 from bridge.errors import CommandError, Denied, InvalidRequest, NoRoute, Timeout, Unavailable
 from bridge.messages.command import CommandReply
@@ -235,3 +236,21 @@ async def test_the_client_refuses_what_the_contract_forbids(house: House) -> Non
         await client.request({"no_such_field": 1}, timeout=1)
     with contextlib.suppress(Unavailable, Timeout):
         await client.request({"command": "status"}, timeout=0.1)
+
+
+async def test_a_request_that_is_given_up_before_it_was_confirmed_leaves_nothing_behind(house: House) -> None:
+    if house.broker.kind != "redis":
+        pytest.skip("NATS confirms no request")
+    client = await house.client()
+    assert isinstance(client.bus, RedisBus)
+    lanes = client.bus._lanes
+    house.broker.pause()
+    try:
+        asked = asyncio.create_task(client.api("status", timeout=10))
+        await house.until(lambda: sum(lane.load for lane in lanes._lanes) == 1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+    finally:
+        house.broker.resume()
+    assert sum(lane.load for lane in lanes._lanes) == 0
+    assert all(not lane._handlers for lane in lanes._lanes)

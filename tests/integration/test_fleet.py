@@ -163,6 +163,23 @@ async def test_nodes_come_and_go_through_the_bus(house: House) -> None:
     await house.until(lambda: not second.connections)
 
 
+async def test_a_silent_node_has_no_sessions_in_the_metrics(house: House) -> None:
+    switch = await house.switch()
+    (worker,) = await crew(house, switch, count=1)
+    await house.until(lambda: b'esl_bridge_node_sessions{node="fs1"}' in worker.metrics.render())
+    await switch.stop()
+    await house.until(lambda: b'esl_bridge_node_sessions{node="fs1"}' not in worker.metrics.render())
+
+
+async def test_whoever_adds_a_node_that_the_configuration_names_is_told(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    switch = await house.switch()
+    await crew(house, switch)
+    assert await asyncio.to_thread(main, ["nodes", "add", "fs1", switch.url, "--bus", house.broker.url]) == 0
+    assert "fs1 is known already" in capsys.readouterr().err
+
+
 async def test_a_worker_without_a_configured_node_serves_those_of_the_bus(house: House) -> None:
     (worker,) = await crew(house, count=1)
     assert worker.ready == (True, "")

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from bridge.client import Bridge
+from bridge.client.fleet import write_order
 from bridge.errors import ConfigError
+from bridge.messages.fleet import NodeOrder
 from bridge.messages.notice import Notice
+from bridge.simulator import SimulatedSwitch
 from bridge.worker import Worker
 
 from .conftest import House, until
@@ -166,3 +170,53 @@ async def test_a_configuration_that_cannot_be_used_changes_nothing(house: House)
     assert [node.relay.epoch for node in worker.nodes] == epoch
     client = await house.client()
     assert (await client.request({"command": "status"}, timeout=10)).status == "ok"
+
+
+async def _add_by_the_bus(worker: Worker, client: Bridge, switch: SimulatedSwitch, name: str) -> None:
+    await write_order(client.bus, name, NodeOrder(name, switch.url))
+    await until(lambda: name in _owned(worker))
+
+
+async def test_a_node_of_the_bus_that_the_configuration_names_too_has_one_link(house: House) -> None:
+    one, other, worker = await two(house)
+    client = await house.client()
+    third = await house.switch()
+    await _add_by_the_bus(worker, client, third, "fs3")
+
+    await worker.reload(house.settings(one, other, third))
+    await until(lambda: _owned(worker) == ["fs1", "fs2", "fs3"])
+    stream = await client.subscribe("CUSTOM:test::count")
+
+    async def each_comes_once() -> bool:
+        for number in ("1", "2"):
+            third.fire("CUSTOM", {"Number": number}, subclass="test::count")
+        async with asyncio.timeout(20):
+            return [(await anext(stream))["Number"] for _ in range(2)] == ["1", "2"]
+
+    assert await each_comes_once()
+    await write_order(client.bus, "fs3", None)
+    await until(lambda: not worker.crew.orders)
+    await worker.reload(house.settings(one, other, third, esl={"esl_cmd_timeout": 1234}))
+    assert "fs3" in _owned(worker)  # the configuration still names it
+    assert await each_comes_once()
+
+    await write_order(client.bus, "fs3", NodeOrder("fs3", third.url))
+    await until(lambda: worker.crew.orders)
+    await worker.reload(house.settings(one, other))
+    await until(lambda: "fs3" in _owned(worker))  # the bus still names it
+    assert await each_comes_once()
+
+
+async def test_nodes_of_the_bus_follow_what_all_nodes_have_in_common(house: House) -> None:
+    one, other, worker = await two(house)
+    client = await house.client()
+    third = await house.switch()
+    await _add_by_the_bus(worker, client, third, "fs3")
+
+    await worker.reload(house.settings(one, other, events={"subscribe": ["CUSTOM:test::wanted"]}))
+    await until(lambda: _owned(worker) == ["fs1", "fs2", "fs3"])
+    stream = await client.subscribe("CUSTOM:test::*")
+    third.fire("CUSTOM", {}, subclass="test::unwanted")
+    third.fire("CUSTOM", {}, subclass="test::wanted")
+    async with asyncio.timeout(20):
+        assert (await anext(stream)).subclass == "test::wanted"

@@ -307,7 +307,11 @@ class RedisBus:
 
         operation = Operation(commands, 1, done, key=key)
         self._writers.submit(operation)
-        error = await written
+        try:
+            error = await written
+        except BaseException:  # the caller gave up: nobody closes what he was not given yet
+            await subscription.close()
+            raise
         if error is not None:
             if operation.written and not isinstance(error, BusUnavailable):
                 await subscription.close()

@@ -78,6 +78,11 @@ def test_the_version_is_told(capsys):
         (["simulate", "--fault", "nonsense"], "--fault"),
         (["simulate", "--replay", __file__], "--replay"),
         (["demo", "--bus", "kafka"], "kafka"),
+        (["demo", "--port", "-1"], "--port"),
+        (["call", "status", "--timeout", "inf"], "--timeout"),
+        (["call", "echo", "\udcff"], "UTF-8"),
+        (["simulate", "--password", ""], "--password"),
+        (["simulate", "--password", "a\nb"], "--password"),
     ],
 )
 def test_wrong_usage_ends_with_2(arguments, told, here, capsys):
@@ -152,6 +157,31 @@ def test_without_any_configuration_there_is_nothing_to_run(here, capsys, command
 
 
 # --- call ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["check", "run", "reload"])
+def test_what_the_worker_would_stumble_over_is_found_before(here, capsys, command):
+    (here / "bridge.toml").write_text(
+        """
+[bus]
+url = "nats://127.0.0.1:1"
+creds = "/not/there"
+[[node]]
+name = "fs1"
+url = "fs+tls://:x@127.0.0.1"
+tls_ca = "/not/there"
+[policy]
+allow = ["api status", ""]
+deny = ["op:"]
+[commands]
+reply_to = ["a..b"]
+"""
+    )
+    assert main([command]) == exits.WRONG_CONFIGURATION
+    told = capsys.readouterr().err
+    for key in ("bus.creds", "node fs1: tls_ca", "policy.allow[1]", "policy.deny[0]", "commands.reply_to[0]"):
+        assert f"  {key}: " in told, key
+    assert "5 problems" in told
 
 
 def test_words_become_the_fields_of_their_op():
@@ -241,6 +271,18 @@ def test_a_bus_of_ones_own_needs_no_file_and_hears_no_variables(here, monkeypatc
 # --- simulate -----------------------------------------------------------------------------------
 
 
+def test_a_bus_of_ones_own_gets_no_credentials_of_the_files(here, monkeypatch):
+    from bridge.cli.options import settings_for_bus
+
+    (here / "bridge.toml").write_text(
+        '[bus]\nurl = "nats://h"\nusername = "u"\npassword_file = "/not/there"\ncreds = "c"\ncodec = "msgpack"\n'
+    )
+    monkeypatch.setenv("ESL_BRIDGE_BUS__NKEY", "n")
+    settings = settings_for_bus(here / "bridge.toml", "redis://other")
+    assert settings.bus.options() == {}
+    assert settings.bus.codec == "msgpack"
+
+
 def test_the_faults_are_listed(capsys):
     from bridge.simulator import FAULTS
 
@@ -262,6 +304,11 @@ def unused_tcp_port_holder():
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         yield holder.getsockname()[1]
+
+
+def test_a_host_that_is_no_name_is_told(capsys):
+    assert main(["simulate", "--host", 70 * "h" + ".x", "--port", "0"]) == exits.UNREACHABLE
+    assert "not a host name" in capsys.readouterr().err
 
 
 def test_a_whole_event_is_one_line_of_json():

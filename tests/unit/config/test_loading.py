@@ -179,6 +179,21 @@ listen = "8090"
         ("[[node]]\nname='a'\nurl='fs://:x@h'\ntags=['a b']", "node[0].tags"),
         ("[commands]\nqueue = 'esl.*'", "commands.queue"),
         ("[http]\nlisten = 'h:70000'", "http.listen"),
+        ("[http]\nlisten = '" + 70 * "h" + ".x:80'", "http.listen"),
+        ("[http]\ntoken = ' long-enough-a-token'", "http.token"),
+        ("[commands]\nqueue = 'esl..cmd'", "commands.queue"),
+        ("[commands]\ndedup_window = 1e15", "commands.dedup_window"),
+        ("[events]\nstream_age = 1e300", "events.stream_age"),
+        ("[events]\nstream_events = 99999999999999999999", "events.stream_events"),
+        ("[esl]\nesl_cmd_timeout = 99999999999999999999", "esl.esl_cmd_timeout"),
+        ("[worker]\ndrain_timeout = 1e308", "worker.drain_timeout"),
+        ("[worker]\nid = '.'", "worker.id"),
+        ("[worker]\nid = 'a..b'", "worker.id"),
+        ('[worker]\nid = "a\\n"', "worker.id"),
+        ("[bus]\nurl = 'redis://a..b'", "bus.url"),
+        ("[[node]]\nname='a'\nurl='fs://:x@" + 70 * "h" + "'", "node[0].url"),
+        ("[[node]]\nname='a'\nurl='fs://:x@h'\npassword='y'", "node[0].password"),
+        ('[[node]]\nname="a"\nurl="fs://:x@h"\nfilters=["Header a\\u0000"]', "node[0].filters[0]"),
     ],
 )
 def test_a_wrong_value_is_told_at_its_key(problems, text, key):
@@ -388,6 +403,15 @@ def test_the_default_password_is_warned_about_where_it_is_allowed(load):
 def test_doors_left_open_are_warned_about(load):
     found = dict(settings_warnings(load('[http]\nlisten = ":8090"\n[policy]\ndeny = []')))
     assert set(found) == {"http.listen", "policy.deny", "node"}
+
+
+def test_what_is_set_and_not_used_is_warned_about(load):
+    settings = load(
+        "[bus]\nurl = 'redis://u:x@h'\nusername = 'v'\npassword = 'y'\ntls_ca = 'ca.pem'\n[commands]\ndurable = true\n"
+        "[[node]]\nname = 'a'\nurl = 'fs://:x@h'\ntls_ca = 'ca.pem'"
+    )
+    told = [key for key, text in settings_warnings(settings) if text.startswith("is not used")]
+    assert told == ["bus.password", "bus.username", "bus.tls_ca", "commands.durable", "node[0].tls_ca"]
 
 
 def test_the_token_of_the_page_comes_from_a_file_and_is_hidden(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.bus.memory import MemoryBus
-from bridge.bus.storage import NODES, WORKERS, Grant
+from bridge.bus.storage import NODES, WORKERS, Grant, Held
 from bridge.errors import BusUnavailable, ConfigError
 from bridge.fleet.fleet import Fleet
 from bridge.fleet.lease import Right
@@ -409,3 +409,59 @@ async def test_a_refused_worker_leaves_the_entry_of_the_living_one_alone(yard: Y
     await second.close()
     assert removed == []
     assert "a" in await storage.entries(WORKERS)
+
+
+async def test_a_node_that_is_removed_while_its_lease_is_on_its_way_is_not_taken(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = await yard.join("a", 0)
+    await fleet.joined.wait()
+    storage = yard.buses["a"].storage
+    asked, go = asyncio.Event(), asyncio.Event()
+    acquire = storage.acquire
+
+    async def late(name: str, holder: str, ttl: float) -> Grant | Held:
+        answer = await acquire(name, holder, ttl)
+        if name == "node.fs1":
+            asked.set()
+            await go.wait()
+        return answer
+
+    monkeypatch.setattr(storage, "acquire", late)
+    hands = yard.hands["a"]["fs1"] = Hands("fs1", "a", yard.story)
+    fleet.add("fs1", "", hands)
+    await asked.wait()
+    await fleet.remove("fs1")
+    monkeypatch.setattr(storage, "acquire", acquire)
+    go.set()
+    await yard.until(lambda: not fleet._tasks)
+    assert not hands.is_warm
+    assert hands.taken == []
+    assert isinstance(await acquire("node.fs1", "somebody", LEASE), Grant)
+
+
+async def test_a_beat_does_not_take_a_lease_again_that_is_being_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = MemoryBus(f"memory://{secrets.token_hex(4)}")
+    bus.start()
+    storage = bus.storage
+    await storage.open(LEASE)
+    story: list[tuple[str, str, str]] = []
+    one = Ownership("fs1", "", Hands("fs1", "a", story), storage, "a.1", LEASE)
+    assert await one.acquire()
+    released, go = asyncio.Event(), asyncio.Event()
+    release = storage.release
+
+    async def late(name: str, token: int, note: bytes | None) -> bool:
+        done = await release(name, token, note)
+        released.set()
+        await go.wait()
+        return done
+
+    monkeypatch.setattr(storage, "release", late)
+    giving = asyncio.create_task(one.release(1.0))
+    await released.wait()
+    await one.renew()
+    go.set()
+    await giving
+    assert [what for _, what, _ in story] == ["take", "give"]
+    assert isinstance(await storage.acquire("node.fs1", "b.1", LEASE), Grant)

@@ -137,3 +137,15 @@ def test_all_families_are_those_of_the_registry(metrics):
     told = {family.name.removesuffix("_total").removesuffix("_info"): family.kind for family in metrics.families}
     ours = {one.name: one.type for one in metrics.registry.collect() if one.name.startswith("esl_bridge_")}
     assert told == ours
+
+
+def test_sessions_that_nobody_tells_of_any_more_are_not_shown() -> None:
+    metrics = Metrics(process=False)
+    metrics.forget_sessions("fs1")  # never told
+    for node in ("fs1", "fs2"):
+        metrics.node_sessions(node, 500, 9.0)
+    metrics.forget_sessions("fs1")
+    text = metrics.render().decode()
+    assert '_sessions{node="fs1"}' not in text
+    assert 'heartbeat_lag_seconds{node="fs1"}' not in text
+    assert 'esl_bridge_node_sessions{node="fs2"} 500.0' in text

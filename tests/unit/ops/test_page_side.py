@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from bridge.errors import BusUnavailable
+from bridge.errors import BridgeError, BusUnavailable, InvalidRequest
 from bridge.messages.command import CommandReply
 from bridge.messages.reply import Executed, Status
 from bridge.ops.access import Access
@@ -28,7 +28,7 @@ class Site:
         self.access = Access(TOKEN)
         self.enabled = True
         self.asked: list[tuple[dict[str, Any], float]] = []
-        self.failure: BusUnavailable | None = None
+        self.failure: BridgeError | None = None
         self.rendered = 0
         self.tail = Tail()
         self.server = HttpServer(
@@ -112,11 +112,23 @@ async def test_the_console_is_off_unless_it_is_on(site: Site) -> None:
 @pytest.mark.parametrize(
     "body",
     [b"no json", [], {"command": "x", "id": "1"}, {"reply_to": "x"}, {"command": "x", "timeout": 1e9},
-     {"command": "x", "timeout": True}, {"command": "x", "timeout": -1}],
+     {"command": "x", "timeout": True}, {"command": "x", "timeout": -1},
+     b'{"headers": ' + 30_000 * b"["],
 )  # fmt: skip
 async def test_the_console_takes_only_what_it_knows(site: Site, body: Any) -> None:
     assert (await site.post(body, **JSON, **BEARER))[0] == 400
     assert site.asked == []
+
+
+async def test_what_cannot_be_sent_is_the_callers_fault(site: Site) -> None:
+    site.failure = InvalidRequest("", "a text in it is not valid Unicode")
+    assert (await site.post({"command": "\udcff"}, **JSON, **BEARER))[0] == 400
+
+
+@pytest.mark.parametrize("path", ["feed", "tail"])
+async def test_nobody_waits_for_the_end_of_a_stream_by_head(site: Site, path: str) -> None:
+    async with aiohttp.ClientSession() as session, session.head(site.server.url + path) as response:
+        assert response.status == 405
 
 
 async def test_a_failure_of_the_bus_is_told(site: Site) -> None:
