@@ -35,9 +35,12 @@ from bridge.switch.deadlines import Deadlines
 log = logging.getLogger(__name__)
 
 _NEW: Final = Verdict.NEW
+_INVALID: Final = Status.INVALID
 _ASK_AGAIN: Final = 0.25  # s; a ledger that did not answer
 _RECORDED: Final = 2.0  # s; the last replies wait for their record
 _EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
+_FLOODED: Final = Refusal(Status.BUSY, "too many requests wait for what the ledger says of them")
+_NO_LEDGER: Final = Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")
 _DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
 _WORKER_GONE: Final = Result(
     Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
@@ -149,7 +152,7 @@ class CommandRelay:
             self._desk.bury(delivery, "a fault of the bridge: the request could not be read")
             return
         if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
-            self._desk.bury(delivery, "too many requests wait for what the ledger says of them")
+            self._desk.end(exchange, refused(_FLOODED))
             return
         try:
             self._check(exchange)
@@ -164,11 +167,14 @@ class CommandRelay:
             denial = self._policy.check(exchange.request, exchange.queue_node)
             if denial is not None:
                 exchange.refusal = Refusal(Status.DENIED, denial.reason)
-        if exchange.refusal is not None:
-            self._desk.end(exchange, refused(exchange.refusal))
+        if exchange.refusal is not None and exchange.refusal.status is _INVALID:
+            self._desk.end(exchange, refused(exchange.refusal))  # its content alone says so: it never ran anywhere
             return
-        # Leaving or full: it will not run, but a repeat shall still hear the outcome that the ledger knows.
-        if self._draining:
+        # Denied, leaving or full: it will not run, but a repeat shall still hear the outcome that the ledger knows. It
+        # may have run under another policy, before a reload or at another worker.
+        if exchange.refusal is not None:
+            pass
+        elif self._draining:
             exchange.refusal = _DRAINING
         elif full and exchange.delivery.pulled:
             # Each queue was asked for what there is room for, and several of them brought it.
@@ -262,13 +268,16 @@ class CommandRelay:
             if not self._sender.stopped:
                 self._loop.call_later(_ASK_AGAIN, self._remember, exchange)
         else:
-            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")))
+            self._desk.end(exchange, refused(exchange.refusal or _NO_LEDGER))
 
     def _begin(self, exchange: Exchange) -> None:
+        if exchange.delivery.claimed and self._may_have_run(exchange):
+            if not (exchange.safe or exchange.request.idempotent):
+                self._desk.end(exchange, _WORKER_GONE)
+                return
+            exchange.doubt = exchange.doubt or _WORKER_GONE  # it may run again, but what does not run did perhaps
         if exchange.refusal is not None:
             self._desk.end(exchange, refused(exchange.refusal))
-        elif exchange.delivery.claimed and self._may_have_run(exchange):
-            self._desk.end(exchange, _WORKER_GONE)
         else:
             self._route(exchange)
 
@@ -277,8 +286,6 @@ class CommandRelay:
 
         And only as long as a marker, set when the request was queued at the earliest, would still be there.
         """
-        if exchange.safe or exchange.request.idempotent:
-            return False
         ledger = self._ledger
         lasts = exchange.marked and self._clock() - exchange.queued_at < ledger.lasting
         return not (ledger.shared and lasts)

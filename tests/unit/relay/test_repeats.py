@@ -11,6 +11,8 @@ import pytest
 
 from bridge.messages.command import CommandReply, Executed, Status
 from bridge.relay.ledger import MemoryLedger, Verdict
+from bridge.relay.policy import Policy
+from bridge.relay.settings import CommandSettings
 
 OK, LOST = Status.OK, Status.CONNECTION_LOST
 
@@ -145,12 +147,50 @@ async def test_a_burst_is_answered_although_the_ledger_takes_its_time(make_world
     assert (statuses, world.dead) == ({OK: 2, Status.BUSY: 19_998}, [])
 
 
-async def test_too_many_repeats_are_dead_letters(make_world: Any) -> None:
+async def test_too_many_repeats_are_told_to_come_again(make_world: Any) -> None:
     world = make_world(max_in_flight=1, max_waiting_repeats=2)
     given = [world.put(command="x", id="a") for _ in range(4)]
-    assert given[3].rejected
+    assert (given[3].reply.status, given[3].reply.executed) == (Status.BUSY, Executed.NO)
     world.pool().take().api("+OK")
-    assert [one.answered for one in given] == [True, True, True, False]
+    assert [one.reply.status for one in given] == [OK, OK, OK, Status.BUSY]
+    assert world.dead == []
+
+
+@pytest.mark.parametrize("change", ["policy", "limit"])
+async def test_a_repeat_hears_its_outcome_although_it_would_be_refused_by_now(make_world: Any, change: str) -> None:
+    """The policy was reloaded, or a worker of another one ran it."""
+    world = make_world()
+    command = "x " + "y" * 200
+    world.put(command=command, id="a")
+    running = world.put(command=command, id="b")
+    world.pool().take().api("+OK done")
+    if change == "policy":
+        world.relay.reconfigure(CommandSettings(), Policy(deny=["x"]))
+    else:
+        world.relay.reconfigure(CommandSettings(max_request=100), Policy())
+    refusal = Status.DENIED if change == "policy" else Status.TOO_LARGE
+    repeat = world.put(command=command, id="a")
+    assert (repeat.reply.status, repeat.reply.executed, repeat.reply.result) == (OK, Executed.YES, "+OK done")
+    waits = world.put(command=command, id="b")
+    assert not waits.answered
+    world.pool().take().api("+OK")
+    assert (running.reply.status, waits.reply.status) == (OK, OK)
+    first = world.put(command=command, id="c")
+    assert (first.reply.status, first.reply.executed) == (refusal, Executed.NO)
+    world.relay.reconfigure(CommandSettings(), Policy())
+    world.put(command=command, id="c")
+    world.pool().take().api("+OK")
+
+
+async def test_a_claimed_request_that_may_have_run_is_not_refused(make_world: Any) -> None:
+    """The worker that had it may have had another policy, and only its own memory knows."""
+    world = make_world(policy=Policy(deny=["x", "status"]))
+    given = world.put(command="x", id="a", delivery={"claimed": True, "entry_id": "1-1"})
+    safe = world.put(command="status", delivery={"claimed": True, "entry_id": "1-2"})
+    twice = world.put(command="x", id="b", idempotent=True, delivery={"claimed": True, "entry_id": "1-3"})
+    for one in (given, safe, twice):
+        assert (one.reply.status, one.reply.executed) == (LOST, Executed.UNKNOWN)
+    assert world.put(command="x", id="c").reply.status is Status.DENIED
 
 
 # --- claimed: another worker had it before --------------------------------------------------------------------
