@@ -234,7 +234,7 @@ class ReplyDesk:
             self.bury(delivery, fault.reason)
             return
         result = Result(Status.INVALID, Executed.NO, None, fault.reason)
-        reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=None)
+        reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=fault.meta)
         if delivery.claimed:
             reply.replayed = True
         reply, payload = encode_within(reply, fault.codec, self._bus.max_payload)
