@@ -126,14 +126,23 @@ class MessageError(BridgeError):
 class InvalidRequest(MessageError, ValueError):
     """A command request is malformed.
 
-    ``field`` names the field; ``id`` and ``reply_to`` are those of the request where they could be read,
+    ``field`` names the field; ``id``, ``reply_to`` and ``meta`` are those of the request where they could be read,
     so that the caller can still be answered.
     """
 
-    def __init__(self, field: str, text: str, *, id: str | None = None, reply_to: str | None = None) -> None:
+    def __init__(
+        self,
+        field: str,
+        text: str,
+        *,
+        id: str | None = None,
+        reply_to: str | None = None,
+        meta: dict[str, object] | None = None,
+    ) -> None:
         self.field = field
         self.id = id
         self.reply_to = reply_to
+        self.meta = meta
         super().__init__(f"{field}: {text}" if field else text)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from hashlib import blake2b
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgpack
 import msgspec
@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from bridge.errors import InvalidMessage, InvalidRequest
 from bridge.messages.codec import JSON, MSGPACK, Codec, codec_of
-from bridge.messages.validation import MAX_ID, answerable_address, answerable_id, check_request
+from bridge.messages.validation import MAX_ID, answerable_address, answerable_id, answerable_meta, check_request
 
 Op = Literal["api", "bgapi", "execute", "hangup", "sendmsg", "sendevent"]
 
@@ -131,7 +131,11 @@ def _read_patiently(payload: bytes, codec: Codec) -> CommandRequest:
         utf8 = False
     if not isinstance(fields, dict):
         raise InvalidRequest("", "expected a map")
-    identity = {"id": answerable_id(fields.get("id")), "reply_to": answerable_address(fields.get("reply_to"))}
+    identity: dict[str, Any] = {
+        "id": answerable_id(fields.get("id")),
+        "reply_to": answerable_address(fields.get("reply_to")),
+        "meta": answerable_meta(fields.get("meta")),
+    }
     present: dict[str, object] = {}
     for name, value in fields.items():
         kind = _TYPES.get(name) if isinstance(name, str) else None

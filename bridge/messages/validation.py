@@ -110,6 +110,13 @@ def answerable_address(value: object) -> str | None:
     return None
 
 
+def answerable_meta(value: object) -> dict[str, object] | None:
+    """The map of a refused request, where it is one that a reply can bear."""
+    if isinstance(value, dict) and value and not _meta_fault(value, 1) and "\ufffd" not in repr(value):
+        return value
+    return None
+
+
 def _check_call_fields(request: CommandRequest) -> None:
     for name in _REQUIRED[request.op]:
         if not getattr(request, name):
@@ -202,5 +209,9 @@ def _meta_fault(value: object, depth: int) -> str:
 def refuse(request: CommandRequest, field: str, text: str) -> NoReturn:
     """Raise ``InvalidRequest`` with what is known about whom to answer."""
     raise InvalidRequest(
-        field, text, id=answerable_id(request.id), reply_to=answerable_address(request.reply_to)
+        field,
+        text,
+        id=answerable_id(request.id),
+        reply_to=answerable_address(request.reply_to),
+        meta=answerable_meta(request.meta),
     ) from None

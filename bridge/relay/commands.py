@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
 from bridge.bus.base import Bus, Delivery
 from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.messages.request import fingerprint
+from bridge.relay import execution
 from bridge.relay.call_search import CallDirectory, CallSearch, Found
 from bridge.relay.call_table import CallTable
 from bridge.relay.desk import ReplyDesk
@@ -30,19 +30,14 @@ from bridge.relay.refusals import Refusals, Right
 from bridge.relay.routing import Nodes, Refusal, Router
 from bridge.relay.sending import Sender
 from bridge.relay.settings import CommandHooks, CommandSettings
-from bridge.switch.deadlines import Deadlines
+from bridge.switch.deadlines import Deadlines, clock_of
 
 log = logging.getLogger(__name__)
 
 _NEW: Final = Verdict.NEW
 _ASK_AGAIN: Final = 0.25  # s; a ledger that did not answer
+_A_LOOK: Final = 1.0  # s; the least that a repeat waits for the one that runs
 _RECORDED: Final = 2.0  # s; the last replies wait for their record
-_EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
-_DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
-_WORKER_GONE: Final = Result(
-    Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
-)
-_FAULT: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, "a fault inside the bridge, its log says more")
 
 
 class CommandRelay:
@@ -67,7 +62,7 @@ class CommandRelay:
         directory: CallDirectory | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._clock = clock = _clock_of(self._loop)
+        self._clock = clock = clock_of(self._loop)
         self._settings = settings
         self._limit = settings.max_in_flight
         self._ledger = ledger
@@ -149,13 +144,13 @@ class CommandRelay:
             self._desk.bury(delivery, "a fault of the bridge: the request could not be read")
             return
         if len(self._in_hand) >= self._limit + self._settings.max_waiting_repeats:
-            self._desk.bury(delivery, "too many requests wait for what the ledger says of them")
+            self._desk.end(exchange, refused(execution.FLOODED))
             return
         try:
             self._check(exchange)
         except Exception:
             log.exception("a request failed inside the bridge, id %s", exchange.id)
-            self._desk.end(exchange, _FAULT)
+            self._desk.end(exchange, execution.FAULT)
 
     def _check(self, exchange: Exchange) -> None:
         full = len(self._in_hand) - len(self._beyond) >= self._limit
@@ -164,12 +159,13 @@ class CommandRelay:
             denial = self._policy.check(exchange.request, exchange.queue_node)
             if denial is not None:
                 exchange.refusal = Refusal(Status.DENIED, denial.reason)
+        # Denied (here and now), leaving or full: a repeat shall still hear the outcome that the ledger knows.
         if exchange.refusal is not None:
-            self._desk.end(exchange, refused(exchange.refusal))
-            return
-        # Leaving or full: it will not run, but a repeat shall still hear the outcome that the ledger knows.
-        if self._draining:
-            exchange.refusal = _DRAINING
+            if exchange.refusal.status is Status.INVALID:  # its content alone says so: it never ran anywhere
+                self._desk.end(exchange, refused(exchange.refusal))
+                return
+        elif self._draining:
+            exchange.refusal = execution.DRAINING
         elif full and exchange.delivery.pulled:
             # Each queue was asked for what there is room for, and several of them brought it.
             self._beyond[exchange] = None
@@ -243,16 +239,29 @@ class CommandRelay:
             partial(self._remembered, exchange),
             again=request.idempotent,
             claimed=exchange.delivery.claimed,
+            # A claimed one waits until it is known what became of the worker that had it.
+            waits=partial(self._waits, exchange) if request.id and not exchange.delivery.claimed else None,
         )
 
+    def _waits(self, exchange: Exchange) -> None:
+        """Its id runs already: it hears the outcome, or within its own budget that there is none yet."""
+        if exchange.timer is None and not exchange.ended:
+            patience = max(exchange.deadline, self._clock() + _A_LOOK)
+            exchange.timer = self._deadlines.add(patience, partial(self._desk.end, exchange, execution.RUNS))
+
     def _remembered(self, exchange: Exchange, verdict: Verdict, kept: CommandReply | None) -> None:
+        if exchange.timer is not None:
+            self._disarm(exchange)
         exchange.marked = verdict is _NEW or verdict is Verdict.LOST
+        if exchange.ended:
+            self._desk.remembered_late(exchange, verdict, kept)
+            return
         if verdict is _NEW:
             if kept is not None:
                 exchange.doubt = Result(kept.status, kept.executed, kept.result, kept.error, kept.job)
             self._begin(exchange)
         elif verdict is Verdict.LOST:
-            self._desk.end(exchange, _WORKER_GONE)
+            self._desk.end(exchange, execution.WORKER_GONE)
         elif kept is not None:
             self._desk.replay(exchange, kept)
         elif verdict is Verdict.DIFFERENT:
@@ -262,13 +271,16 @@ class CommandRelay:
             if not self._sender.stopped:
                 self._loop.call_later(_ASK_AGAIN, self._remember, exchange)
         else:
-            self._desk.end(exchange, refused(Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")))
+            self._desk.end(exchange, refused(exchange.refusal or execution.NO_LEDGER))
 
     def _begin(self, exchange: Exchange) -> None:
+        if exchange.delivery.claimed and self._may_have_run(exchange):
+            if not (exchange.safe or exchange.request.idempotent):
+                self._desk.end(exchange, execution.WORKER_GONE)
+                return
+            exchange.doubt = exchange.doubt or execution.WORKER_GONE  # unless it runs here
         if exchange.refusal is not None:
             self._desk.end(exchange, refused(exchange.refusal))
-        elif exchange.delivery.claimed and self._may_have_run(exchange):
-            self._desk.end(exchange, _WORKER_GONE)
         else:
             self._route(exchange)
 
@@ -277,8 +289,6 @@ class CommandRelay:
 
         And only as long as a marker, set when the request was queued at the earliest, would still be there.
         """
-        if exchange.safe or exchange.request.idempotent:
-            return False
         ledger = self._ledger
         lasts = exchange.marked and self._clock() - exchange.queued_at < ledger.lasting
         return not (ledger.shared and lasts)
@@ -288,9 +298,9 @@ class CommandRelay:
     def _route(self, exchange: Exchange) -> None:
         to = exchange.to
         if self._sender.stopped:
-            self._desk.end(exchange, refused(_DRAINING))
+            self._desk.end(exchange, refused(execution.DRAINING))
         elif self._clock() >= exchange.deadline:
-            self._desk.end(exchange, refused(_EXPIRED))
+            self._desk.end(exchange, refused(execution.EXPIRED))
         elif to == "all":
             self._sender.scatter(exchange)
         elif to.startswith("call:"):
@@ -312,7 +322,7 @@ class CommandRelay:
         self._disarm(exchange)
         if found.node:
             self._go(exchange, self._router.choose(found.node, exchange.verb))
-        elif _asks_for(found.uuid, exchange) and not found.silent:
+        elif exchange.asks_for(found.uuid) and not found.silent:
             self._desk.end(exchange, Result(Status.OK, Executed.YES, "false"))
         else:
             self._desk.end(exchange, refused(found.refusal))
@@ -322,11 +332,11 @@ class CommandRelay:
     def _expire(self, exchange: Exchange) -> None:
         """The budget ended while it waited for room, for its turn or for a search."""
         if exchange in self._beyond:
-            self._send_away(exchange, _EXPIRED)
+            self._send_away(exchange, execution.EXPIRED)
         elif exchange.place and not exchange.turn:
-            self._take_out_of_line(exchange, _EXPIRED)
+            self._take_out_of_line(exchange, execution.EXPIRED)
         else:
-            self._desk.end(exchange, refused(_EXPIRED))
+            self._desk.end(exchange, refused(execution.EXPIRED))
 
     def _take_out_of_line(self, exchange: Exchange, refusal: Refusal) -> None:
         self._disarm(exchange)
@@ -378,23 +388,13 @@ class CommandRelay:
                 await asyncio.wait_for(self._idle.wait(), timeout)
         self._sender.stopped = True
         for exchange in list(self._beyond):
-            self._send_away(exchange, _DRAINING)
+            self._send_away(exchange, execution.DRAINING)
         for exchange in list(self._in_hand):
             if exchange.place and not exchange.turn:
-                self._take_out_of_line(exchange, _DRAINING)
+                self._take_out_of_line(exchange, execution.DRAINING)
         for exchange in list(self._in_hand):
             self._sender.give_up(exchange)
         if self._in_hand and self._desk.refusals is not None:
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _RECORDED)
-
-
-def _asks_for(uuid: str, exchange: Exchange) -> bool:
-    """Whether it only asks whether this very call exists; its target may be another call."""
-    return exchange.verb == "uuid_exists" and exchange.request.command.split()[1:] == [uuid]
-
-
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    """The loop's clock, read directly: uvloop's own counts whole milliseconds and stands still within a turn."""
-    return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time

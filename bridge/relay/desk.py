@@ -17,9 +17,9 @@ from bridge.messages.codec import JSON
 from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay.answers import compose, encode_within, headers_of
 from bridge.relay.exchange import Exchange
-from bridge.relay.execution import Result
+from bridge.relay.execution import EXPIRED, Result, refused
 from bridge.relay.intake import Unreadable
-from bridge.relay.ledger import Ledger
+from bridge.relay.ledger import MAY_HAVE_RUN, Ledger, Verdict
 from bridge.relay.refusals import Refusals, Right
 from bridge.relay.settings import CommandHooks
 
@@ -89,6 +89,19 @@ class ReplyDesk:
             self._refuse(exchange, reply, payload)
         else:
             self._send_final(exchange, reply, payload)
+
+    def remembered_late(self, exchange: Exchange, verdict: Verdict, kept: CommandReply | None) -> None:
+        """What the ledger says of a request that was told ``timeout`` while it waited for another of its id."""
+        if verdict is Verdict.LOST or (verdict is Verdict.NEW and kept is not None):
+            self.ledger.keep(exchange.key, kept or MAY_HAVE_RUN, lambda *_: None)
+            return
+        if verdict is Verdict.NEW:
+            # The other did not run, and there is no budget left for this one to do it.
+            kept = self.word(exchange, refused(EXPIRED))
+            self.ledger.release(exchange.key, _to_keep(kept))
+        if kept is not None and kept.executed is not Executed.UNKNOWN:
+            reply, _ = self._again(exchange, kept)
+            self._send(exchange, msgspec.structs.replace(reply, late=True))
 
     def give_way(self, exchange: Exchange, told: CommandReply | None) -> None:
         """Another worker has its entry: repeat the "no" that it ``told``; else the answer is left to it."""
@@ -234,7 +247,7 @@ class ReplyDesk:
             self.bury(delivery, fault.reason)
             return
         result = Result(Status.INVALID, Executed.NO, None, fault.reason)
-        reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=None)
+        reply = compose(result, id=fault.id, node="", worker=self._worker, elapsed=0.0, meta=fault.meta)
         if delivery.claimed:
             reply.replayed = True
         reply, payload = encode_within(reply, fault.codec, self._bus.max_payload)

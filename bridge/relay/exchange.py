@@ -75,3 +75,7 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     """Late answers that came in between: they follow the final reply."""
     late: bool = False
     """A late answer followed it."""
+
+    def asks_for(self, uuid: str) -> bool:
+        """Whether it only asks whether this very call exists; its target may be another call."""
+        return self.verb == "uuid_exists" and self.request.command.split()[1:] == [uuid]

@@ -61,6 +61,18 @@ class Result(msgspec.Struct, gc=False):
     esl_ms: float | None = None
 
 
+# What the command path says by itself.
+EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could be sent")
+FLOODED: Final = Refusal(Status.BUSY, "too many requests wait for what the ledger says of them")
+NO_LEDGER: Final = Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")
+DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
+WORKER_GONE: Final = Result(
+    Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
+)
+RUNS: Final = Result(Status.TIMEOUT, Executed.UNKNOWN, None, "the same id was sent before and has no outcome yet")
+FAULT: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, "a fault inside the bridge, its log says more")
+
+
 def manner_of(request: CommandRequest, *, background: bool) -> Manner:
     """How the request has to run; it decides the default budget too. ``background`` is about its API command."""
     op = request.op

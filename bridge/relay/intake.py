@@ -34,11 +34,21 @@ class Unreadable(Exception):
     With an ``address`` it can still be answered ``invalid``; a ``dead`` one goes to the dead letters besides.
     """
 
-    def __init__(self, reason: str, *, address: str = "", id: str = "", codec: Codec = JSON, dead: bool) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        address: str = "",
+        id: str = "",
+        codec: Codec = JSON,
+        meta: dict[str, object] | None = None,
+        dead: bool,
+    ) -> None:
         self.reason = reason
         self.address = address
         self.id = id
         self.codec = codec
+        self.meta = meta
         self.dead = dead
         super().__init__(reason)
 
@@ -79,7 +89,7 @@ class Intake:
         except InvalidRequest as error:
             raise self._unread(delivery, broker, error) from None
         id = request.id or delivery.entry_id
-        address = self._address(broker, request.reply_to, id, codec)
+        address = self._address(broker, request, id, codec)
         now, unix = self._clock(), self._wall()
         queued = delivery.queued_at
         age = 0.0 if queued is None or queued > unix else unix - queued
@@ -140,10 +150,11 @@ class Intake:
             return now - age + budget
         return now + (request.deadline(unix - age, budget, maximum) - unix)
 
-    def _address(self, broker: str, wanted: str, id: str, codec: Codec) -> str:
+    def _address(self, broker: str, request: CommandRequest, id: str, codec: Codec) -> str:
+        wanted = request.reply_to
         if wanted and not self._addresses.allows(wanted):
             text = f"reply_to: {wanted[:80]!r} is not permitted"
-            raise Unreadable(text, address=broker, id=id, codec=codec, dead=True)
+            raise Unreadable(text, address=broker, id=id, codec=codec, meta=request.meta or None, dead=True)
         if broker or wanted:
             return broker or wanted
         if self._settings.reply_prefix and id:
@@ -165,7 +176,7 @@ class Intake:
         # What cannot even be decoded (no field is at fault) is a dead letter, answered or not; so is what must not be
         # answered where it asks for.
         dead = not address or error.field in ("", "reply_to")
-        return Unreadable(str(error), address=address, id=id, codec=codec, dead=dead)
+        return Unreadable(str(error), address=address, id=id, codec=codec, meta=error.meta, dead=dead)
 
     def _node_of_queue(self, queue: str) -> str:
         node = self._queue_nodes.get(queue)

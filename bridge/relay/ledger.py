@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from bridge.messages.reply import CommandReply, Executed
+from bridge.messages.reply import CommandReply, Executed, Status
 
 
 class Verdict(Enum):
@@ -33,7 +33,13 @@ class Verdict(Enum):
 
 
 _NEW: Final = Verdict.NEW
-
+MAY_HAVE_RUN: Final = CommandReply(
+    id="",
+    status=Status.CONNECTION_LOST,
+    executed=Executed.UNKNOWN,
+    error="the worker that had it fell silent; it may or may not have run",
+)
+"""What a worker that is gone may have done."""
 
 Answer = Callable[[Verdict, CommandReply | None], None]
 
@@ -49,10 +55,20 @@ class Ledger(Protocol):
     def lasting(self) -> float:
         """Seconds that a marker is there at least, even when nobody cares for it any more."""
 
-    def begin(self, key: str, content: bytes, answer: Answer, *, again: bool = False, claimed: bool = False) -> None:
+    def begin(
+        self,
+        key: str,
+        content: bytes,
+        answer: Answer,
+        *,
+        again: bool = False,
+        claimed: bool = False,
+        waits: Callable[[], None] | None = None,
+    ) -> None:
         """Ask for ``key`` and set its marker when it is new; ``answer`` is called exactly once.
 
-        While the key runs, here or at another living worker, the answer waits for its end and is ``KEPT`` then.
+        While the key runs, here or at another living worker, the answer waits for its end and is ``KEPT`` then;
+        ``waits`` is called when that begins.
         ``content`` is the fingerprint of what is to run; ``again`` makes a key whose kept outcome is unknown
         ``NEW`` once more; ``claimed`` says that the asker took the request over from a worker that fell silent,
         whose marker, if there is one, means ``LOST`` (with ``again``: ``NEW``).
@@ -118,7 +134,16 @@ class MemoryLedger:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def begin(self, key: str, content: bytes, answer: Answer, *, again: bool = False, claimed: bool = False) -> None:
+    def begin(
+        self,
+        key: str,
+        content: bytes,
+        answer: Answer,
+        *,
+        again: bool = False,
+        claimed: bool = False,
+        waits: Callable[[], None] | None = None,
+    ) -> None:
         """See ``Ledger.begin``; ``claimed`` changes nothing, another worker's memory cannot be seen from here."""
         running = self._running.get(key)
         if running is not None:
@@ -126,6 +151,8 @@ class MemoryLedger:
                 answer(Verdict.DIFFERENT, None)
             else:
                 running.waiting.append(answer)
+                if waits is not None:
+                    waits()
             return
         self._expire()
         kept = self._kept.get(key)

@@ -29,7 +29,7 @@ class CommandSettings:
     max_in_flight_node: int = 256
     max_waiting_repeats: int = 65_536
     """Requests beyond ``max_in_flight`` that wait for what the ledger says of their ids (some 2 KB each): repeats of
-    what still runs, and what a push queue brings at once. More go to the dead letters unanswered.
+    what still runs, and what a push queue brings at once. More are told ``busy``.
     """
     max_timeout: float = 3600.0
     job_timeout: float = 120.0

@@ -17,10 +17,10 @@ import msgspec
 
 from bridge.bus.records import Record, Records
 from bridge.errors import BusError, BusRefused, MessageTooLarge
-from bridge.messages.reply import CommandReply, Executed, Status
+from bridge.messages.reply import CommandReply, Executed
 from bridge.relay import record
 from bridge.relay.lately import Lately
-from bridge.relay.ledger import Answer, Verdict
+from bridge.relay.ledger import MAY_HAVE_RUN, Answer, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,6 @@ _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5  # s; between two looks at what another work
 _MAX_UNKNOWN: Final = 50_000
 SHORTEST: Final = 60.0
 """Seconds that a marker lasts at least when nobody renews it."""
-_MAY_HAVE_RUN: Final = CommandReply(
-    id="",
-    status=Status.CONNECTION_LOST,
-    executed=Executed.UNKNOWN,
-    error="the worker that had it fell silent; it may or may not have run",
-)
 
 
 def lasting(window: float, claim_after: float) -> float:
@@ -46,12 +40,13 @@ def lasting(window: float, claim_after: float) -> float:
 class _Running:
     """A key that this worker asks for, runs, or is about to let go."""
 
-    __slots__ = ("again", "content", "ending", "record", "waiting", "written_at")
+    __slots__ = ("again", "content", "ending", "record", "waiting", "waits", "written_at")
 
-    def __init__(self, content: bytes, again: bool) -> None:
+    def __init__(self, content: bytes, again: bool, first: Answer, waits: Callable[[], None] | None) -> None:
         self.content = content
         self.again = again
-        self.waiting: list[Answer] = []
+        self.waiting = [first]
+        self.waits = waits  # of the first
         self.record: Record | None = None  # our marker, once it is set
         self.ending = False
         self.written_at = 0.0
@@ -109,25 +104,32 @@ class SharedLedger:
 
     # --- may it run? --------------------------------------------------------------------------------
 
-    def begin(self, key: str, content: bytes, answer: Answer, *, again: bool = False, claimed: bool = False) -> None:
+    def begin(
+        self,
+        key: str,
+        content: bytes,
+        answer: Answer,
+        *,
+        again: bool = False,
+        claimed: bool = False,
+        waits: Callable[[], None] | None = None,
+    ) -> None:
         """See ``Ledger.begin``; ``claimed`` changes nothing: signs of life tell whether somebody is gone."""
         running = self._running.get(key)
         refused = self._refused.get(key)
         if refused is not None and refused.expires > self._loop.time():
             # The broker has our marker only, as if it had never been written.
-            answer(*self._told_by(refused, content))
+            same = refused.content == content
+            answer(Verdict.KEPT if same else Verdict.DIFFERENT, refused.reply if same else None)
         elif running is None:
-            running = self._running[key] = _Running(content, again)
-            running.waiting.append(answer)
+            running = self._running[key] = _Running(content, again, answer, waits)
             self._mark(key, running, None, Verdict.NEW, None)
         elif running.content != content:
             answer(Verdict.DIFFERENT, None)
         else:
             running.waiting.append(answer)
-
-    @staticmethod
-    def _told_by(refused: _Refused, content: bytes) -> tuple[Verdict, CommandReply | None]:
-        return (Verdict.KEPT, refused.reply) if refused.content == content else (Verdict.DIFFERENT, None)
+            if waits is not None:
+                waits()
 
     def _mark(
         self, key: str, running: _Running, over: Record | None, verdict: Verdict, kept: CommandReply | None
@@ -186,12 +188,15 @@ class SharedLedger:
         if not lives:
             # Its first sign of life may be on its way to another server of a Cluster.
             wait = _LOOK_LAST
+        waits, running.waits = running.waits, None
+        if waits is not None:
+            waits()
         self._loop.call_later(wait, self._look_again, key, running, wait)
 
     def _take_over(self, key: str, running: _Running, found: Record) -> None:
         """Its worker is gone, and may have written it."""
         if running.again:
-            self._mark(key, running, found, Verdict.NEW, _MAY_HAVE_RUN)
+            self._mark(key, running, found, Verdict.NEW, MAY_HAVE_RUN)
         else:
             self._mark(key, running, found, Verdict.LOST, None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 from collections.abc import Callable
 
 _COMPACT_ABOVE = 64  # a smaller heap is not worth sweeping
@@ -110,3 +111,8 @@ class Deadlines:
                 callback()
             except Exception as error:
                 loop.call_exception_handler({"message": "a deadline's callback failed", "exception": error})
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """The loop's clock, read directly: uvloop's own counts whole milliseconds and stands still within a turn."""
+    return time.monotonic if abs(loop.time() - time.monotonic()) < 1.0 else loop.time

@@ -235,9 +235,12 @@ class Job(Submission):
     def replied(self, reply: Reply, now: float) -> None:
         """FreeSWITCH took the job, or refused it."""
         self.pending = None
-        if not reply.ok:
+        # An api's answer is no job of ours: the unload trap made something else of it, whose result has another id.
+        other = reply.kind == "api"
+        if other or not reply.ok:
             self.pool.jobs.forget(self.key)
-            self._answer(Outcome("reply", reply, job=self.key, esl_ms=(now - self.written_at) * 1e3))
+            job = "" if other else self.key
+            self._answer(Outcome("reply", reply, job=job, esl_ms=(now - self.written_at) * 1e3))
             return
         self.accepted = True
         if self.state is _WRITTEN:

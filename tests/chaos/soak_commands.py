@@ -30,7 +30,7 @@ STREETS = {
     "redis list": ("redis", "esl.cmd", "list"),
 }
 WORKERS = ("a", "b", "c")
-FAULTS = {"kill": 4, "restart": 2, "broker": 2, "freeze broker": 1, "cut": 4, "switch": 4, "freeze": 1}
+FAULTS = {"kill": 4, "restart": 2, "broker": 2, "freeze broker": 1, "cut": 4, "switch": 4, "freeze": 1, "two": 2}
 CLAIM_AFTER = 3.0
 
 
@@ -85,11 +85,13 @@ class Ring:
             while not all("requests are taken" in it.output for it in self.workers.values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
-    async def fault(self, kind: str = "") -> str:
+    async def fault(self, kind: str = "", id: str = "") -> str:
         """Do one thing, and undo it."""
         chance = self._chance
         kind = kind or chance.choices(list(FAULTS), list(FAULTS.values()))[0]
-        id = chance.choice(list(self.workers))
+        id = id or chance.choice(list(self.workers))
+        if kind == "two":
+            return await self._two_at_once()
         if kind == "kill":
             await self.workers[id].end(signal.SIGKILL)
             await asyncio.sleep(chance.uniform(0, 2 * CLAIM_AFTER))
@@ -123,6 +125,12 @@ class Ring:
                 self.switches[name].faults.add(what)
             return f"{what} at {name}"
         return kind if "broker" in kind else f"{kind} {id}"
+
+    async def _two_at_once(self) -> str:
+        """A worker that stands still while its heir dies, is frozen too, or loses the broker."""
+        one, other = self._chance.sample(list(self.workers), 2)
+        kind = self._chance.choice(("freeze", "kill", "restart", "broker", "freeze broker"))
+        return " with ".join(await asyncio.gather(self.fault("freeze", one), self.fault(kind, other)))
 
 
 async def soak(street: str, minutes: float, seed: str, rate: float, commands: int) -> int:

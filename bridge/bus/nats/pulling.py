@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -69,6 +70,8 @@ class DurableConsumer:
         self._preparing: asyncio.Task[None] | None = None
         self._round = 0
         self._open = 0  # entries that the pull of this round may still bring
+        self._asked_at: float | None = None  # the first pull that the server has not ended
+        self._abandoned = False  # a pull before this one was taken for lost
         self._watch: asyncio.TimerHandle | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._ack_wait = 30.0
@@ -118,6 +121,7 @@ class DurableConsumer:
         """The link broke: what it was asked for will not come; the consumer is looked at again."""
         self._ready = False
         self._over()
+        self._ended_by_server()  # nothing that it was asked for comes over another link
         self._proof.lost()
 
     def resume(self) -> None:
@@ -161,12 +165,13 @@ class DurableConsumer:
         self._round += 1
         self._open = 1 if self._strict else min(room, MAX_BATCH)
         self._quiet.clear()
+        self._asked_at = self._asked_at or time.monotonic()
         asked = b'{"batch":%d,"expires":%d}' % (self._open, EXPIRES * 1e9)
         link.wire.add(self._next, f"{self._inbox}{self._round:x}", asked, "", None)
         self.out.leave_soon()
         if self._watch is not None:
             self._watch.cancel()
-        self._watch = asyncio.get_running_loop().call_later(EXPIRES + PATIENCE, self._over_and_on)
+        self._watch = asyncio.get_running_loop().call_later(EXPIRES + PATIENCE, self._taken_for_lost)
 
     def _over(self) -> None:
         """The pull of this round brings nothing more."""
@@ -180,6 +185,22 @@ class DurableConsumer:
     def _over_and_on(self) -> None:
         self._over()
         self._ask()
+
+    def _taken_for_lost(self) -> None:
+        self._abandoned = True
+        self._over_and_on()
+
+    def _ended_by_server(self) -> None:
+        self._asked_at, self._abandoned = None, False
+
+    def _on_its_way_for_long(self) -> bool:
+        """Whether an entry that comes now may have been given to another worker since it was given to us.
+
+        We stood still, or the network did, and it lay in a socket. Longer than half the time after which the server
+        gives it to another (``Refusals.perhaps_lost`` adds a third), and longer than a pull takes.
+        """
+        asked_at = self._asked_at
+        return asked_at is not None and time.monotonic() - asked_at > max(self._ack_wait / 2, EXPIRES + 0.5)
 
     # --- arriving -----------------------------------------------------------------------------------
 
@@ -198,9 +219,13 @@ class DurableConsumer:
             known.ack = ack
         else:
             entry = DurableEntry(message, self.queue, facts, ack, self, self._since)
+            if self._on_its_way_for_long():
+                entry.claimed, entry.doubtful = True, False
             self._in_hand[facts.entry_id] = entry
             self._handler(entry)
         if not self._open:
+            if not self._abandoned:
+                self._ended_by_server()
             self._over_and_on()
 
     def _told(self, message: Incoming) -> None:
@@ -212,6 +237,7 @@ class DurableConsumer:
             return
         if status == "100" or message.subject != f"{self._inbox}{self._round:x}":
             return
+        self._ended_by_server()
         self._over()
         if status in ("404", "408"):
             self._ask()

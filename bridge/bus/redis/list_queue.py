@@ -247,6 +247,17 @@ class ListQueue(Pull):
             members = command(b"SMEMBERS", self._prefix + b"workers")
             self.answers.submit(Operation(members, 1, self._found_workers, key=self.key))
 
+    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
+        """See ``Pull.confirm``: with a sign of life whatever is in our list stays there."""
+        assert isinstance(delivery, ListEntry)
+
+        def looked(replies: list[Reply], error: Exception | None) -> None:
+            delivery.perhaps_lost_at = self.perhaps_lost_at()
+            self._must_look |= error is not None
+            told(error is None and delivery.is_there(replies[-1]))
+
+        self.answers.submit(Operation(self._sign_of_life() + delivery.probe, 3, looked, key=self.key))
+
     def _found_workers(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None or not isinstance(replies[0], list):
             return

@@ -8,6 +8,7 @@ This room never says which command takes an entry.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -52,6 +53,9 @@ class Pull(ABC):
         self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
         self._upkeep: asyncio.TimerHandle | None = None
+        self._upkeep_due = math.inf
+        self._answer_due = math.inf
+        self._woke = False
         self._unblocking = False
         self.stopping = False
         self._quiet = asyncio.Event()
@@ -76,6 +80,10 @@ class Pull(ABC):
     @abstractmethod
     def upkeep(self) -> None:
         """Show that we live; look for what silent workers left."""
+
+    @abstractmethod
+    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
+        """Ask whether an entry is still ours, and renew it then."""
 
     @abstractmethod
     def give_back(self) -> None:
@@ -180,7 +188,39 @@ class Pull(ABC):
         return time.monotonic() + self._claim_after / 3
 
     def deliver(self, delivery: Delivery) -> None:
-        """Hand an entry over."""
+        """Hand an entry over that was just taken.
+
+        A worker or a network that stood still may bring it long after the server gave it away: another may have
+        answered it by now.
+        """
+        if self._woke or self._late():
+            self._sure(delivery)
+        else:
+            self.hand_over(delivery)
+
+    def _late(self) -> bool:
+        """Whether our sign of life is overdue, because we did not run, or the answer to what was asked.
+
+        Else the server gave it to us within the last half of ``claim_after``; ``perhaps_lost_at`` adds a third.
+        """
+        return time.monotonic() - min(self._upkeep_due, self._answer_due) > self._claim_after / 6
+
+    def _sure(self, delivery: Delivery) -> None:
+        asked_at = time.monotonic()
+
+        def told(ours: bool) -> None:
+            if ours and time.monotonic() - asked_at > self._claim_after / 2:
+                self._sure(delivery)  # we stood still again
+            elif ours:
+                self.hand_over(delivery)
+            else:
+                self.answers.problem("a request was on its way to us for too long: it is left to whoever has it by now")
+                delivery.let_go()
+
+        self.confirm(delivery, told)
+
+    def hand_over(self, delivery: Delivery) -> None:
+        """Hand an entry over that is ours for sure."""
         try:
             self._handler(delivery)
         except Exception as error:  # a fault in the handler must not end the consumer
@@ -218,13 +258,16 @@ class Pull(ABC):
             self._asked_at = asyncio.get_running_loop().time()
             self._sharing.promise(self, room)
             self._perhaps = False
-            self._link.say(self.ask(room))
+            question = self.ask(room)
+            self._answer_due = time.monotonic() + question.patience
+            self._link.say(question)
 
     def answered(self, replies: list[Reply], error: Exception | None) -> None:
         """The ``done`` of every question."""
         asked_at, self._asked_at = self._asked_at, None
         self._sharing.promise(self, 0)
         if error is not None:
+            self._answer_due = math.inf
             return
         loop = asyncio.get_running_loop()
         reply = replies[0] if len(replies) == 1 else replies
@@ -235,6 +278,7 @@ class Pull(ABC):
             self._perhaps = True
         elif not self._link.waits_for_ring and loop.time() - (asked_at or 0.0) < min(_PAUSE, self._block):
             self._pause = loop.call_later(_PAUSE, self._go_on)
+        self._woke, self._answer_due = False, math.inf
         if self.stopping:
             self._quiet.set()
         elif self._pause is None:
@@ -263,8 +307,13 @@ class Pull(ABC):
         self._upkeep = asyncio.get_running_loop().call_soon(self._keep_up)  # type: ignore[assignment]
 
     def _keep_up(self) -> None:
+        if self._late():
+            self._woke = True  # what the question brings that was asked before may be another's
+        self._upkeep_due = math.inf
         if not self.stopping or not self.idle:
-            self._upkeep = asyncio.get_running_loop().call_later(self.upkeep_interval, self._keep_up)
+            interval = self.upkeep_interval
+            self._upkeep_due = time.monotonic() + interval
+            self._upkeep = asyncio.get_running_loop().call_later(interval, self._keep_up)
             self.upkeep()
             if self._link.waits_for_ring and not self.stopping:
                 self._rung()  # a server that was replaced behind our back tells nothing

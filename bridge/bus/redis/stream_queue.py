@@ -14,7 +14,7 @@ from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.watch import Share
-from bridge.bus.redis.wire import Reply, command
+from bridge.bus.redis.wire import Reply, ReplyError, command
 
 GROUP = b"esl-bridge"
 FIELD = b"data"
@@ -22,8 +22,25 @@ _IF_OURS = reply_if(
     b"(redis.call('XPENDING', KEYS[1], ARGV[3], ARGV[4], ARGV[4], 1)[1] or {})[2] == ARGV[5]",
     b"redis.call('XACK', KEYS[1], ARGV[3], ARGV[4]) redis.call('XDEL', KEYS[1], ARGV[4])",
 )
+# Of these entries those that are still the consumer's are renewed, in one step: another may claim any at any time.
+_RENEW = b"""local held = {}
+for i = 4, #ARGV do held[ARGV[i]] = true end
+local mine = {}
+for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[4], ARGV[#ARGV], ARGV[3], ARGV[2])) do
+  if held[entry[1]] then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, entry[1], 'JUSTID')
+    mine[#mine + 1] = entry[1]
+  end
+end
+return mine"""
 _BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
 _COUNT = 256  # entries a read when the room is not known
+
+
+def _place(ident: bytes) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    milliseconds, _, number = ident.partition(b"-")
+    return int(milliseconds), int(number)
 
 
 class StreamEntry:
@@ -160,6 +177,7 @@ class StreamQueue(Pull):
         self._first_life = True
         self._cursor: bytes | None = b"0"
         self._maybe_claimed: set[bytes] = set()  # the answer to a claim was lost
+        self._scripts = True  # the server lets us use them
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -239,21 +257,60 @@ class StreamQueue(Pull):
     def upkeep(self) -> None:
         """Renew what is in hand; look for what silent workers left."""
         if self.in_hand:
-            # Only what is still ours: an entry that another has claimed meanwhile is not taken back.
-            mine = command(b"XPENDING", self.key, GROUP, b"-", b"+", b"%d" % (len(self.in_hand) + 64), self.worker)
-            self.answers.submit(Operation(mine, 1, self._renew, key=self.key))
+            self._renew(list(self.in_hand), lambda _mine: None)
         if not self.stopping and self.room_left() > 0:
             idle = b"%d" % int(self._claim_after * 1000)
             silent = command(b"XPENDING", self.key, GROUP, b"IDLE", idle, b"-", b"+", b"%d" % _COUNT)
             self.answers.submit(Operation(silent, 1, self._claim, key=self.key))
 
-    def _renew(self, replies: list[Reply], error: Exception | None) -> None:
-        if error is not None or not isinstance(replies[0], list):
-            return
-        mine = [pending[0] for pending in replies[0] if pending[0] in self.in_hand]
-        if mine:
-            renewal = command(b"XCLAIM", self.key, GROUP, self.worker, b"0", *mine, b"JUSTID")
-            self.answers.submit(Operation(renewal, 1, ignore, key=self.key))
+    def _renew(self, idents: list[bytes], told: Callable[[set[bytes] | None], None]) -> None:
+        """Renew what is still ours; ``told`` gets that, or None where nobody could say.
+
+        An entry that another has claimed meanwhile is not taken back.
+        """
+
+        idents = sorted(idents, key=_place)
+        # Between the first and the last may be some that we were given and have not seen.
+        most = b"%d" % (len(self.in_hand) + _COUNT)
+
+        def renewed(replies: list[Reply], error: Exception | None) -> None:
+            if error is None and isinstance(replies[0], ReplyError):
+                self._scripts = replies[0].code not in ("ERR", "NOPERM")
+                two_steps()
+            else:
+                told(set(replies[0]) if error is None and isinstance(replies[0], list) else None)
+
+        def two_steps() -> None:  # who claims one in between loses it to us
+            asking = command(b"XPENDING", self.key, GROUP, idents[0], idents[-1], most, self.worker)
+            self.answers.submit(Operation(asking, 1, listed, key=self.key))
+
+        def listed(replies: list[Reply], error: Exception | None) -> None:
+            if error is not None or not isinstance(replies[0], list):
+                told(None)
+                return
+            wanted = set(idents)
+            mine = [pending[0] for pending in replies[0] if pending[0] in wanted]
+            if mine:
+                renewal = command(b"XCLAIM", self.key, GROUP, self.worker, b"0", *mine, b"JUSTID")
+                self.answers.submit(Operation(renewal, 1, ignore, key=self.key))
+            told(set(mine))
+
+        if self._scripts:
+            renewal = command(b"EVAL", _RENEW, b"1", self.key, GROUP, self.worker, most, *idents)
+            self.answers.submit(Operation(renewal, 1, renewed, key=self.key))
+        else:
+            two_steps()
+
+    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
+        """See ``Pull.confirm``; where nobody could say it is claimed like a silent worker's, by us or by others."""
+        assert isinstance(delivery, StreamEntry)
+        ident = delivery.ident
+
+        def renewed(mine: set[bytes] | None) -> None:
+            delivery.perhaps_lost_at = self.perhaps_lost_at()
+            told(mine is not None and ident in mine)
+
+        self._renew([ident], renewed)
 
     def _claim(self, replies: list[Reply], error: Exception | None) -> None:
         if error is not None or self.stopping:

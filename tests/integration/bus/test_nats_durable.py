@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import shutil
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,34 @@ async def test_what_lay_in_the_stream_before_the_link_is_in_doubt(
     await asker.ask(6)
     await eventually(lambda: asker.answered == 7)
     assert not heir.taken[-1].doubtful
+
+
+async def test_what_lay_in_our_socket_while_we_stood_still_counts_as_claimed(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually
+) -> None:
+    """By then the server may have given it to another worker, which may have run it, or refused it."""
+    frozen = Taker(await open_nats(server.url, durable=QueueNames(), claim_after=3), "frozen")
+    frozen.hold = True
+    await frozen.start()
+    await eventually(lambda: frozen.consumer._open)
+
+    async def put(number: int) -> None:
+        async with await nats.connect(server.url) as other:
+            await other.jetstream().publish(QUEUE, json.dumps({"n": number}).encode())
+
+    def meanwhile() -> None:
+        asyncio.run(put(1))
+        time.sleep(3)
+
+    thread = threading.Thread(target=meanwhile)
+    thread.start()
+    thread.join()  # that is the freeze: our loop does not run
+    await eventually(lambda: frozen.taken)
+    assert (frozen.taken[0].claimed, frozen.taken[0].doubtful) == (True, False)
+    await eventually(lambda: frozen.consumer._asked_at and time.monotonic() - frozen.consumer._asked_at < 1.0)
+    await put(2)
+    await eventually(lambda: len(frozen.taken) == 2)
+    assert not frozen.taken[1].claimed
 
 
 async def test_an_entry_that_was_let_go_is_the_next_ones(

@@ -127,6 +127,37 @@ async def test_no_refusal_is_told_for_an_entry_that_another_worker_has(
     assert await client.llen(theirs) == 2
 
 
+@pytest.mark.parametrize("whose", ["ours", "heir"])
+async def test_what_comes_after_a_standstill_is_looked_at_first(
+    open_list: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    whose: str,
+) -> None:
+    """The server moved it to our list while we were frozen; another worker has taken it over and answered since."""
+    claim_after = 0.6
+    bus = await open_list(valkey_server.url, worker="frozen", claim_after=claim_after)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    await client.lpush(queue, b"first")
+    await eventually(lambda: taken)
+    # Waiting at the server again, not asking for more of what was found.
+    await eventually(lambda: consumer.asleep or (consumer._asked_at is not None and not consumer._more))
+    with redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as other:  # our loop does not run
+        other.lpush(queue, b"while we were frozen")
+        time.sleep(claim_after)  # noqa: ASYNC251 - that is the freeze
+        if whose == "heir":
+            mine = f"{{{queue}}}.processing.frozen"
+            assert other.lrem(mine, 1, b"while we were frozen") or other.lrem(queue, 1, b"while we were frozen")
+    await client.lpush(queue, b"last")
+    await eventually(lambda: b"last" in [one.payload for one in taken])
+    frozen = [b"while we were frozen"] if whose == "ours" else []
+    await eventually(lambda: sorted(one.payload for one in taken) == sorted([b"first", b"last", *frozen]))
+    assert sorted(consumer.in_hand.elements()) == sorted(one.payload for one in taken)
+
+
 async def test_what_a_living_worker_has_in_hand_is_not_taken_over(
     open_list: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:

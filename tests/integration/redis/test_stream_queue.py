@@ -15,6 +15,7 @@ from bridge.bus.base import Delivery
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.redis import RedisBus
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
+from tests.integration.redis.conftest import Proxy
 
 pytestmark = pytest.mark.broker
 
@@ -218,6 +219,77 @@ async def test_what_a_living_worker_has_in_hand_is_not_claimed(
     assert longest < 600
     # Renewing is not delivering: a count that grew would look like an entry that kills its workers.
     assert pending[0]["times_delivered"] == 1
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+async def test_a_renewal_takes_nothing_back_that_was_claimed(
+    open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually, scripts: bool
+) -> None:
+    """Without scripts only what was claimed before the renewal looked."""
+    server = await start_valkey("" if scripts else 'rename-command EVAL ""\n')
+    proxy = Proxy(server.port)
+    await proxy.start()
+    bus = await open_redis(proxy.url, worker="one", claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        for name in (b"before", b"while it looks", b"ours"):
+            await client.xadd(queue, {"data": name})
+        await eventually(lambda: len(taken) == 3)
+        await client.xclaim(queue, "esl-bridge", "heir", 0, [taken[0].entry_id], idle=40_000)
+        await client.xclaim(queue, "esl-bridge", "one", 0, [taken[2].entry_id], idle=40_000)
+        if scripts:
+            proxy.hold()
+        held = proxy.held
+        consumer.upkeep()
+        if scripts:
+            await eventually(lambda: proxy.held > held)
+            await client.xclaim(queue, "esl-bridge", "heir", 0, [taken[1].entry_id])
+            proxy.open.set()
+
+        async def of(number: int) -> Any:
+            found = await client.xpending_range(queue, "esl-bridge", taken[number].entry_id, taken[number].entry_id, 1)
+            return found[0]
+
+        await eventually(lambda: of(2), lambda found: found["time_since_delivered"] < 20_000)
+        taken[2].finish(f"esl.reply.{queue}", b"x", "")  # behind whatever else the renewal has to say
+        await client.blpop([f"esl.reply.{queue}"], timeout=10)
+        assert (await of(0))["consumer"] == b"heir"
+        if scripts:
+            assert (await of(1))["consumer"] == b"heir"
+    await bus.close()
+    await proxy.stop()
+
+
+@pytest.mark.parametrize("whose", ["ours", "heir"])
+async def test_what_comes_after_a_standstill_is_looked_at_first(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    whose: str,
+) -> None:
+    """The server gave it away while we were frozen; another worker has claimed, answered and removed it since."""
+    claim_after = 0.6
+    bus = await open_redis(valkey_server.url, worker="frozen", claim_after=claim_after)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    await client.xadd(queue, {"data": b"first"})
+    await eventually(lambda: taken)
+    await eventually(lambda: consumer.asleep or consumer._asked_at is not None)
+    with redis.Redis(port=client.connection_pool.connection_kwargs["port"]) as other:  # our loop does not run
+        ident = other.xadd(queue, {"data": b"while we were frozen"})
+        time.sleep(claim_after)  # noqa: ASYNC251 - that is the freeze
+        if whose == "heir":
+            other.xclaim(queue, "esl-bridge", "heir", 0, [ident])
+            other.xack(queue, "esl-bridge", ident)
+            other.xdel(queue, ident)
+    await client.xadd(queue, {"data": b"last"})
+    await eventually(lambda: b"last" in [one.payload for one in taken])
+    frozen = [b"while we were frozen"] if whose == "ours" else []
+    await eventually(lambda: sorted(one.payload for one in taken) == sorted([b"first", b"last", *frozen]))
+    assert list(consumer.in_hand.values()) == taken
 
 
 async def test_an_earlier_lifes_entries_come_first_and_claimed(

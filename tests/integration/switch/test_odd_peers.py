@@ -121,3 +121,19 @@ async def test_whatever_it_answers(
         pool.node_up()
         await until(lambda: link.connected)
         assert (await pool.api("status", 5)).text == "ran status"
+
+
+async def test_a_job_that_the_unload_trap_made_an_api_of_is_answered_at_once(make_pool: MakePool, until: Until) -> None:
+    """FreeSWITCH runs ``api bgapi unload mod_event_socket`` in its place, under an id of its own."""
+    taken = "+OK Job-UUID: 7f4de4bc-0000-0000-0000-000000000000\n"
+    outcomes: list[Outcome] = []
+    accepted: list[str] = []
+    async with RawSwitch() as switch:
+        switch.answer = lambda connection, command: wire.api(taken) if command.startswith("bgapi") else None
+        pool = make_pool(switch.url)
+        deadline = asyncio.get_running_loop().time() + 60
+        pool.submit_job("unload mod_event_socket", outcomes.append, deadline=deadline, on_accepted=accepted.append)
+        await until(lambda: outcomes)
+        assert (outcomes[0].status, outcomes[0].job, len(pool.jobs)) == ("reply", "", 0)
+        assert outcomes[0].reply is not None
+        assert (outcomes[0].reply.text, accepted) == (taken, [])

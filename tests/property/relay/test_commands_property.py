@@ -24,6 +24,7 @@ from bridge.esl.replies import Reply
 from bridge.messages.command import STATUSES, CommandReply, Executed, Status, decode_reply
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
+from bridge.relay.execution import RUNS
 from bridge.relay.ledger import MemoryLedger
 from bridge.relay.policy import Policy
 from bridge.relay.settings import CommandHooks, CommandSettings
@@ -220,8 +221,8 @@ class SharedLedger:
     def _later(self, step: Callable[[], None]) -> None:
         self.loop.call_later(self.chance.choice([0.0, 0.001, 0.5]), step)
 
-    def begin(self, key: str, content: bytes, answer: Any, *, again: bool = False, claimed: bool = False) -> None:
-        self._later(functools.partial(self.inner.begin, key, content, answer, again=again, claimed=claimed))
+    def begin(self, key: str, content: bytes, answer: Any, **how: Any) -> None:
+        self._later(functools.partial(self.inner.begin, key, content, answer, **how))
 
     def keep(self, key: str, reply: CommandReply, stored: Any) -> None:
         self._later(functools.partial(self.inner.keep, key, reply, stored))
@@ -346,7 +347,9 @@ def check_ids(given: list[Given], switch: Switch) -> None:
         if one.request.get("id"):
             key = (one.request["id"], one.request["command"], one.queue + one.request["to"])
             for at, kind, reply in one.log:
-                if reply is not None and reply.status is not Status.INVALID:
+                # A repeat whose budget ended while it waited knows of no outcome yet; its late reply does.
+                waited = reply is not None and reply.error == RUNS.error
+                if reply is not None and reply.status is not Status.INVALID and not waited:
                     groups.setdefault(key, []).append((at, kind, reply))
     for (id, _, _), said in groups.items():
         known: CommandReply | None = None

@@ -193,11 +193,11 @@ class SlowLedger:
         self.steps: list[Callable[[], None]] = []
         self.override: Any = None
 
-    def begin(self, key: str, content: bytes, answer: Any, *, again: bool = False, claimed: bool = False) -> None:
+    def begin(self, key: str, content: bytes, answer: Any, **how: Any) -> None:
         if self.override is not None:
             self.steps.append(lambda: answer(self.override, None))
         else:
-            self.steps.append(lambda: self.inner.begin(key, content, answer, again=again, claimed=claimed))
+            self.steps.append(lambda: self.inner.begin(key, content, answer, **how))
 
     def keep(self, key: str, reply: CommandReply, stored: Any) -> None:
         self.steps.append(lambda: self.inner.keep(key, reply, stored))

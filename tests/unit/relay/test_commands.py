@@ -238,6 +238,27 @@ async def test_malformed_requests_are_answered_with_the_field(world: Any) -> Non
     assert world.metrics == [("", "invalid")]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"command": "a\nb"},
+        {"command": "x", "timeout": 5},
+        {"command": 7},
+        {"op": "shout", "command": "x"},
+        {"command": "x", "reply_to": "other.place"},
+    ],
+)
+async def test_a_malformed_request_gets_its_id_and_its_meta_back(world: Any, fields: dict[str, Any]) -> None:
+    given = world.put(id="bad", meta={"k": [1]}, **fields)
+    reply = world.bus.sent[0][1] if given.rejected else given.reply
+    assert (reply.id, reply.status, reply.meta) == ("bad", Status.INVALID, {"k": [1]})
+
+
+async def test_a_meta_that_is_at_fault_is_not_sent_back(world: Any) -> None:
+    given = world.put(command="x", meta=[1])
+    assert (given.reply.status, given.reply.meta) == (Status.INVALID, None)
+
+
 @pytest.mark.parametrize("payload", [b"", b"\x00nonsense", b"[1]", b'{"command": ', b"\x81\xa1"])
 async def test_what_cannot_be_decoded_is_a_dead_letter_and_answered_where_it_can_be(world: Any, payload: bytes) -> None:
     garbage = world.put(payload)

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+from bridge.bus.memory_records import MemoryRecords, RecordShelf
+from bridge.errors import PoolBusy
 from bridge.messages.command import CommandReply, Executed, Status
 from bridge.relay.ledger import MemoryLedger, Verdict
+from bridge.relay.policy import Policy
+from bridge.relay.settings import CommandSettings
+from bridge.relay.shared_ledger import SharedLedger
 
 OK, LOST = Status.OK, Status.CONNECTION_LOST
+
+
+@pytest.fixture
+async def two_workers(make_world: Any) -> Any:
+    """Command paths with one ledger."""
+    broker, worlds = SimpleNamespace(connected=True, max_payload=1 << 20), []
+    shelf = RecordShelf()
+    for name in ("one", "two"):
+        ledger = SharedLedger(MemoryRecords(broker, shelf), instance=name, window=300.0, claim_after=30.0)
+        await ledger.open()
+        worlds.append(make_world(ledger=ledger))
+    yield worlds
+    for world in worlds:
+        world.ledger.close()
 
 
 async def test_a_repeat_gets_the_kept_reply(world: Any) -> None:
@@ -145,12 +165,108 @@ async def test_a_burst_is_answered_although_the_ledger_takes_its_time(make_world
     assert (statuses, world.dead) == ({OK: 2, Status.BUSY: 19_998}, [])
 
 
-async def test_too_many_repeats_are_dead_letters(make_world: Any) -> None:
+async def test_too_many_repeats_are_told_to_come_again(make_world: Any) -> None:
     world = make_world(max_in_flight=1, max_waiting_repeats=2)
     given = [world.put(command="x", id="a") for _ in range(4)]
-    assert given[3].rejected
+    assert (given[3].reply.status, given[3].reply.executed) == (Status.BUSY, Executed.NO)
     world.pool().take().api("+OK")
-    assert [one.answered for one in given] == [True, True, True, False]
+    assert [one.reply.status for one in given] == [OK, OK, OK, Status.BUSY]
+    assert world.dead == []
+
+
+@pytest.mark.parametrize("change", ["policy", "limit"])
+async def test_a_repeat_hears_its_outcome_although_it_would_be_refused_by_now(make_world: Any, change: str) -> None:
+    """The policy was reloaded, or a worker of another one ran it."""
+    world = make_world()
+    command = "x " + "y" * 200
+    world.put(command=command, id="a")
+    running = world.put(command=command, id="b")
+    world.pool().take().api("+OK done")
+    if change == "policy":
+        world.relay.reconfigure(CommandSettings(), Policy(deny=["x"]))
+    else:
+        world.relay.reconfigure(CommandSettings(max_request=100), Policy())
+    refusal = Status.DENIED if change == "policy" else Status.TOO_LARGE
+    repeat = world.put(command=command, id="a")
+    assert (repeat.reply.status, repeat.reply.executed, repeat.reply.result) == (OK, Executed.YES, "+OK done")
+    waits = world.put(command=command, id="b")
+    assert not waits.answered
+    world.pool().take().api("+OK")
+    assert (running.reply.status, waits.reply.status) == (OK, OK)
+    first = world.put(command=command, id="c")
+    assert (first.reply.status, first.reply.executed) == (refusal, Executed.NO)
+    world.relay.reconfigure(CommandSettings(), Policy())
+    world.put(command=command, id="c")
+    world.pool().take().api("+OK")
+
+
+async def test_a_claimed_request_that_may_have_run_is_not_refused(make_world: Any) -> None:
+    """The worker that had it may have had another policy, and only its own memory knows."""
+    world = make_world(policy=Policy(deny=["x", "status"]))
+    given = world.put(command="x", id="a", delivery={"claimed": True, "entry_id": "1-1"})
+    safe = world.put(command="status", delivery={"claimed": True, "entry_id": "1-2"})
+    twice = world.put(command="x", id="b", idempotent=True, delivery={"claimed": True, "entry_id": "1-3"})
+    for one in (given, safe, twice):
+        assert (one.reply.status, one.reply.executed) == (LOST, Executed.UNKNOWN)
+    assert world.put(command="x", id="c").reply.status is Status.DENIED
+
+
+# --- a repeat that waits has a budget of its own -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_repeat_does_not_wait_beyond_its_own_budget(
+    make_world: Any, two_workers: Any, until: Any, shared: bool
+) -> None:
+    one, two = two_workers if shared else [make_world()] * 2
+    first = one.put(op="bgapi", command="x", id="a", timeout_ms=60_000)
+    await until(lambda: one.pool().waiting)
+    repeat = two.put(op="bgapi", command="x", id="a", timeout_ms=20, meta={"n": 2}, delivery={"reply_to": "_INBOX.b"})
+    await until(lambda: repeat.answered)
+    assert (repeat.reply.status, repeat.reply.executed, repeat.reply.meta) == (
+        Status.TIMEOUT,
+        Executed.UNKNOWN,
+        {"n": 2},
+    )
+    assert (first.answered, two.relay.in_flight) == (False, 0 if shared else 1)
+    one.pool().take().job("+OK done")
+    await until(lambda: first.answered and two.bus.sent)
+    ((address, late),) = two.bus.sent
+    assert (address, late.status, late.late, late.replayed, late.meta) == ("_INBOX.b", OK, True, True, {"n": 2})
+    assert (len(one.pool().given), two.late) == (1, [])
+
+
+async def test_a_repeat_that_gave_up_does_not_run(two_workers: Any, until: Any) -> None:
+    one, two = two_workers
+    first = one.put(command="x", id="a")
+    await until(lambda: one.pool().waiting)
+    repeat = two.put(command="x", id="a", timeout_ms=20)
+    behind = two.put(command="x", id="a")
+    await until(lambda: repeat.answered)
+    one.pool().take().unsent(PoolBusy("full"))
+    await until(lambda: first.answered and behind.answered)
+    assert (repeat.reply.status, repeat.reply.executed) == (Status.TIMEOUT, Executed.UNKNOWN)
+    assert (two.bus.sent[0][1].executed, behind.reply.executed) == (Executed.NO, Executed.NO)
+    assert two.pool().given == []
+    again = two.put(command="x", id="a")
+    await until(lambda: two.pool().waiting)
+    two.pool().take().api("+OK")
+    await until(lambda: again.answered)
+    assert again.reply.status is OK
+
+
+async def test_a_repeat_that_gave_up_keeps_what_became_of_a_dead_worker(two_workers: Any, until: Any) -> None:
+    one, two = two_workers
+    one.put(command="x", id="a")
+    await until(lambda: one.pool().waiting)
+    repeat = two.put(command="x", id="a", timeout_ms=20)
+    await until(lambda: repeat.answered)
+    one.ledger.close()  # dead
+    again = two.put(command="x", id="a", delivery={"claimed": True})
+    await until(lambda: again.answered)
+    assert (repeat.reply.status, again.reply.status) == (Status.TIMEOUT, LOST)
+    assert two.pool().given == []
+    one.pool().take().api("+OK")
 
 
 # --- claimed: another worker had it before --------------------------------------------------------------------
