@@ -208,6 +208,11 @@ class TopicOutlet(Outlet):
                 log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
                 self._book_failure(parts, notices, failure)
                 return
+            except Exception as error:
+                # A fault of ours: nobody knows how far the write came. It is told as a doubt, and not lost with it.
+                doubt = PublishFailed(str(error), confirmed=0, uncertain=len(batch) - len(notices))
+                self._book_failure(parts, notices, doubt)
+                raise
             self._note_lag(parts)
             # The events themselves are not needed any more: with a slow bus they would be the most of our memory.
             self._written.append((number, [(buffer, [*map(receipt_of, chunks)]) for buffer, chunks in parts]))
@@ -238,7 +243,7 @@ class TopicOutlet(Outlet):
                     self._meter.events_published(buffer.node, sure)
                 if doubtful:
                     self._doubt(buffer, chunk, doubtful, now)
-                    buffer.in_flight -= doubtful
+                    buffer.settle_part(chunk, doubtful, confirmed=False)
                 if sure + doubtful < total:
                     rest.append(part_of(chunk, sure + doubtful))
             buffer.put_back(rest)

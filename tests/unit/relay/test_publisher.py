@@ -201,12 +201,33 @@ async def test_a_limit_that_shrank_costs_only_what_is_over_it(house: House) -> N
     assert house.meter.lost == {"too_large": 1}
 
 
-async def test_a_fault_in_the_bus_does_not_end_the_relay(house: House) -> None:
+async def test_a_fault_in_the_bus_does_not_end_the_relay_and_what_was_in_hand_is_told(house: House) -> None:
     house.bus.failure = RuntimeError("a fault of ours")
-    house.read(0, 1)
+    house.notices.tell(gap_notice(Loss("e1", "link", 1.0, 2.0, count=None)), node="fs1")
+    house.read(0, 2)
     await house.until(lambda: house.bus.failure is None)
-    house.read(1, 1)
-    await house.until(lambda: "1" in house.ids())
+    house.read(2, 1)
+    await house.until(lambda: len(house.gaps()) == 2)
+    # Nobody knows how far the write came: it is in doubt, and not sent again.
+    assert house.ids() == ["2"]
+    [link, gap] = house.gaps()
+    assert link["reason"] == "link", "a notice bears its id, and may come twice"
+    assert (gap["reason"], gap["after"], gap["count"], gap["exact"]) == ("bus", "2", 2, False)
+    await house.until(lambda: house.buffer.in_flight == 0)
+    assert house.meter.lost == {"bus": 2}
+
+
+async def test_a_doubt_about_what_another_worker_has_by_now_costs_nothing_later(house: House) -> None:
+    house.bus.while_waiting = lambda: house.buffer.discard(1_000_000.0) and None
+    house.bus.failure = PublishFailed("cut", confirmed=0, uncertain=2)
+    house.read(0, 2)
+    await house.until(lambda: house.bus.failure is None)
+    house.bus.while_waiting = lambda: None
+    house.bus.failure = BusUnavailable("gone")
+    house.read(2, 2)
+    await house.until(lambda: house.bus.failure is None)
+    house.publisher.wake()
+    await house.until(lambda: house.ids() == ["2", "3"])
 
 
 async def test_stop_publishes_what_is_left_and_has_it_confirmed() -> None:
