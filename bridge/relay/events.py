@@ -346,8 +346,8 @@ class NodeRelay:
             return message
         log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
         self._meter.events_dropped(self.node, "too_large", 1)
-        for lane in lanes:
-            lane.miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
+        # Told once, however many ways the message would have gone.
+        lanes[0].miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
         return None
 
 
