@@ -56,11 +56,17 @@ async def soak(minutes: float, bus: str, seed: str, rate: int) -> None:
             done = await fault(arena, workers, chance)
             started = time.monotonic()
             await arena.settled(*WORKERS, standby=True, patience=60)
-            arrived = {event.id for event in arena.events}
             horizon = time.time() - 2.0
-            lost = [
-                id for it in arena.switches for id, at in it.told.items() if since <= at < horizon and id not in arrived
-            ]
+
+            def missing(horizon: float = horizon) -> list[str]:
+                arrived = {event.id for event in arena.events}
+                told = [(id, at) for it in arena.switches for id, at in it.told.items()]
+                return [id for id, at in told if since <= at < horizon and id not in arrived]
+
+            # Who stood still has all of that time to read yet.
+            patience = time.monotonic() + 20
+            while (lost := missing()) and time.monotonic() < patience:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             print(  # noqa: T201
                 f"{done}: settled in {time.monotonic() - started:.1f} s, {len(arena.events)} events, {len(lost)} lost",
                 flush=True,
