@@ -218,7 +218,10 @@ async def test_a_fault_in_the_bus_does_not_end_the_relay_and_what_was_in_hand_is
 
 
 async def test_a_doubt_about_what_another_worker_has_by_now_costs_nothing_later(house: House) -> None:
-    house.bus.while_waiting = lambda: house.buffer.discard(1_000_000.0) and None
+    def take_over() -> None:
+        house.buffer.discard(1_000_000.0)
+
+    house.bus.while_waiting = take_over
     house.bus.failure = PublishFailed("cut", confirmed=0, uncertain=2)
     house.read(0, 2)
     await house.until(lambda: house.bus.failure is None)
@@ -228,6 +231,29 @@ async def test_a_doubt_about_what_another_worker_has_by_now_costs_nothing_later(
     await house.until(lambda: house.bus.failure is None)
     house.publisher.wake()
     await house.until(lambda: house.ids() == ["2", "3"])
+
+
+async def test_what_the_broker_has_no_right_for_is_told_exactly_and_not_counted_as_published(house: House) -> None:
+    other = house.publisher.buffer("fs2")
+    house.bus.confirms = False
+    house.read(0, 3)
+    other.append(
+        Chunk("e2", [Message(topic=topic, payload=b"x", id=f"b{topic}") for topic in ("t", "NO")], 100, 1_000_000.0)
+    )
+    house.buffer.append(Chunk("e1", [Message(topic="No", payload=b"x", id="3")], 100, 1_000_000.0))
+    await house.until(lambda: house.bus.number == 1)
+    for topic in ("no", "no", "_inbox.somebody", "fs.bridge.node"):
+        house.bus.on_denied(topic)  # type: ignore[attr-defined]
+    house.bus.confirms, house.bus.confirmed = True, 1
+    house.read(4, 1)
+    other.append(Chunk("e2", [Message(topic="t", payload=b"x", id="b4")], 100, 1_000_000.0))
+    await house.until(lambda: len(house.gaps()) == 2)
+    told = [(gap["reason"], gap["epoch"], gap["after"], gap["count"], gap["exact"]) for gap in house.gaps()]
+    assert sorted(told) == [("bus", "e1", "4", 1, True), ("bus", "e2", "b4", 1, True)]  # type: ignore[type-var]
+    await house.until(lambda: house.meter.confirmed == 6)
+    assert house.meter.lost == {"bus": 2}
+    assert (house.buffer.in_flight, other.in_flight) == (0, 0)
+    house.publisher.remove(other)
 
 
 async def test_stop_publishes_what_is_left_and_has_it_confirmed() -> None:
