@@ -324,6 +324,8 @@ class Fleet:
             one.role = Role.NONE
             self._spawn(one.hands.cool())
         if owner is not None:
+            # When its lease ends was learnt from an attempt of ours; it may give it back long before.
+            one.retry_at = 0.0
             one.watch(owner[0].instance, owner[1], owner[0].beat)
             return
         if self.leaving or now < one.retry_at or not self._may_take(one, now):

@@ -243,6 +243,22 @@ async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
     assert not yard.lost
 
 
+async def test_a_standby_that_once_came_too_late_takes_what_is_given_at_once(yard: Yard) -> None:
+    lease = 60.0
+    first = await yard.join("a", 1, standby=1, lease_time=lease)
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    second = await yard.join("b", 1, standby=1, lease_time=lease, pin="a")
+    await yard.until(lambda: yard.hands["b"]["fs1"].ready and second.ownerships["fs1"].overlapped)
+    # Before it had heard who owns the node it tried for itself, and was told when the lease would be over.
+    one = second.ownerships["fs1"]
+    assert not await one.acquire()
+    assert one.retry_at > asyncio.get_running_loop().time() + lease / 2
+    second.look()
+    await yard.until(lambda: one.retry_at == 0.0)
+    await first.leave(5.0)
+    await yard.until(lambda: yard.owners() == {"fs1": ["b"]})
+
+
 async def test_who_takes_its_entry_away_is_not_lost(yard: Yard) -> None:
     """Several that end together have no time to say that they are leaving."""
     for id in ("a", "b", "c"):
