@@ -12,6 +12,7 @@ import pytest
 
 from bridge.bus.base import BusState, Message
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
+from bridge.relay import publisher
 from bridge.relay.chunks import Chunk, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher, gap_notice
@@ -249,11 +250,41 @@ async def test_what_the_broker_has_no_right_for_is_told_exactly_and_not_counted_
     other.append(Chunk("e2", [Message(topic="t", payload=b"x", id="b4")], 100, 1_000_000.0))
     await house.until(lambda: len(house.gaps()) == 2)
     told = [(gap["reason"], gap["epoch"], gap["after"], gap["count"], gap["exact"]) for gap in house.gaps()]
-    assert sorted(told) == [("bus", "e1", "4", 1, True), ("bus", "e2", "b4", 1, True)]  # type: ignore[type-var]
+    assert sorted(told) == [("bus", "e1", "4", 1, True), ("bus", "e2", "b4", 1, True)]
     await house.until(lambda: house.meter.confirmed == 6)
     assert house.meter.lost == {"bus": 2}
     assert (house.buffer.in_flight, other.in_flight) == (0, 0)
     house.publisher.remove(other)
+
+
+async def test_a_clock_that_is_set_expires_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        CLOCK_BOOTTIME = 7
+        unix, steady = 1_000_000.0, 50.0
+
+        def time(self) -> float:
+            return self.unix
+
+        def clock_gettime(self, which: int) -> float:
+            assert which == self.CLOCK_BOOTTIME
+            return self.steady
+
+        def go(self, seconds: float, *, and_set: float = 0.0) -> None:
+            self.steady += seconds
+            self.unix += seconds + and_set
+
+    clock = Clock()
+    monkeypatch.setattr(publisher, "time", clock)
+    one = Publisher(house.bus, house.notices, house.meter, Reservoir(BufferLimits(age=60.0)))  # type: ignore[arg-type]
+    buffer = one.buffer("fs1")
+    buffer.append(Chunk("e1", [Message(topic="t", payload=b"x", id="1")], 100, clock.time()))
+    for seconds, step, events in ((50.0, 3_600.0, 1), (1.0, 0.0, 1), (1.0, -9_000.0, 1), (9.5, 0.0, 0)):
+        clock.go(seconds, and_set=step)
+        one._expire()
+        assert one._expiry is not None
+        one._expiry.cancel()
+        assert buffer.events == events
+    assert house.meter.lost == {"buffer": 1}
 
 
 async def test_stop_publishes_what_is_left_and_has_it_confirmed() -> None:
