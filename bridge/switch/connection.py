@@ -27,6 +27,10 @@ EVENT_BUFFER: Final = 512 * 1024
 COMMAND_BUFFER: Final = 64 * 1024
 """The same for a command connection, which reads replies and few events."""
 
+MAX_SKIPPED: Final = 1 << 30
+"""Bytes of an output or an event above which the peer is not believed; up to them what is too large to be kept is
+read and dropped, so that it costs no other command and no other event."""
+
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, memoryview]] = WeakKeyDictionary()
 _GOODBYE_PATIENCE = 2.0  # s between FreeSWITCH's disconnect notice and our closing, if it does not
 
@@ -115,7 +119,11 @@ class Connection(asyncio.BufferedProtocol):
         ``pause`` says for how many s a read that filled the buffer (its bytes) shall be the last.
         Raises NotConnected, ConnectTimeout, AccessDenied, AuthenticationFailed, ConnectionLost or ProtocolError.
         """
-        protocol = esl.Protocol() if max_pending is None else esl.Protocol(max_pending=max_pending)
+        protocol = (
+            esl.Protocol(max_skipped=MAX_SKIPPED)
+            if max_pending is None
+            else esl.Protocol(max_skipped=MAX_SKIPPED, max_pending=max_pending)
+        )
         self = cls(url, owner, buffer_size=buffer_size, protocol=protocol, pause=pause)
         try:
             async with asyncio.timeout(timeout):

@@ -56,6 +56,9 @@ class LinkHandler(Protocol):
     def gap(self, gap: LinkGap) -> None:
         """Events were missed: told after a lost link is UP again, before its first events."""
 
+    def skipped(self, size: int) -> None:
+        """An event of so many bytes came that is too large to be kept; nothing more is known of it."""
+
     def log_lines(self, records: list[LogRecord]) -> None:
         """Log lines, where ``log_level`` is set."""
 
@@ -268,6 +271,10 @@ class EventLink:
             wanted.append(event)
             before = event
         return wanted
+
+    def skipped(self, size: int) -> None:
+        """Tell of an event that is too large to be kept."""
+        self._call(self._handler.skipped, size)
 
     def logged(self, records: list[LogRecord]) -> None:
         """Hand log lines over."""

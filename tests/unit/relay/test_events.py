@@ -249,6 +249,17 @@ def test_an_event_that_cannot_be_made_small_enough_is_told_as_a_gap() -> None:
     assert (loss.reason, loss.count, loss.exact) == ("too_large", 1, True)
 
 
+def test_an_event_that_was_too_large_to_be_read_is_told_as_a_gap() -> None:
+    house = House()
+    house.relay_events(stamp("A", 1))
+    house.relay.skipped(20_000_000)
+    house.relay_events(stamp("A", 3))
+    [loss] = house.relay.buffer.take_losses()
+    assert (loss.reason, loss.count, loss.exact) == ("too_large", 1, True)
+    assert (loss.before, loss.after) == (f"{CORE}:1", f"{CORE}:3")
+    assert house.meter.counts["dropped too_large"] == 1
+
+
 def test_it_is_one_loss_although_it_would_have_gone_two_ways() -> None:
     house = House(max_payload=8_000, delivery="both", stream=StreamSpec("FS_EVENTS", "fs.events"))
     house.relay.events([Event(json.dumps(stamp("A", 1, header="x" * 20_000)).encode(), "json")])
