@@ -215,6 +215,25 @@ async def test_a_standby_takes_over_with_an_overlap(yard: Yard) -> None:
         assert (mark.worker, overlapped) == ("a", True)
 
 
+async def test_a_worker_that_is_back_before_its_lease_is_over_leaves_its_node_to_the_standby(yard: Yard) -> None:
+    first = await yard.join("a", 1, standby=1, pin="a")
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    second = await yard.join("b", 1, standby=1, pin="a")
+    await yard.until(lambda: second.ownerships["fs1"].overlapped)
+    await yard.die("a")
+    yard.story.clear()
+    # It waits for its name, which is free at about the same time as the node: here, before. What was said meanwhile the
+    # standby has alone.
+    await first._name.give_back()
+    await yard.join("a", 1, standby=1, pin="a")
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    taken = [(worker, what) for worker, what, _ in yard.story if what in ("take", "give")]
+    assert taken == [("b", "take"), ("b", "give"), ("a", "take")]
+    [(mark, overlapped)] = yard.hands["b"]["fs1"].taken
+    assert mark is not None
+    assert (mark.worker, overlapped) == ("a", True)
+
+
 async def test_beside_an_owner_that_is_behind_there_is_no_overlap(yard: Yard) -> None:
     await yard.join("a", standby=1)
     await yard.until(lambda: yard.divided())
