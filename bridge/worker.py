@@ -366,7 +366,10 @@ class Worker:
         if state == known and not state.connected:
             return  # another attempt failed as the one before
         if state.connected:
-            log.info("bus connected", bus=self.bus.url)
+            if known is None or not known.connected:
+                log.info("bus connected", bus=self.bus.url)
+            if state.reason:
+                log.warning("the bus refuses something", bus=self.bus.url, reason=state.reason)
             self._connected.set()
             self.publisher.wake()
         elif not self._stopping:

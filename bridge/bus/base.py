@@ -202,6 +202,9 @@ class Bus(Protocol):
     on_state: Callable[[BusState], None]
     on_broken: Callable[[], None]
     """Called when the connection broke: batches after ``confirmed`` that were published before are in doubt."""
+    on_denied: Callable[[str], None]
+    """Called for each message that the broker refused for want of rights, with its topic in lower case, before the
+    batch that it was in is ``confirmed`` (NATS; Redis breaks the connection off)."""
 
     async def connect(self, timeout: float) -> None:
         """Connect once, for tools. Raises ``BusUnavailable`` or ``BusRefused``."""

@@ -164,6 +164,7 @@ class MemoryBus:
         self.broker = _brokers.setdefault(name, MemoryBroker())
         self.on_state: Callable[[BusState], None] = lambda _state: None
         self.on_broken: Callable[[], None] = lambda: None
+        self.on_denied: Callable[[str], None] = lambda _topic: None
         self.confirmed = 0
         self.connected = False
         self.roll_call = ""

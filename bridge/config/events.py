@@ -152,6 +152,25 @@ class EventSettings(Section):
                 if not name or any(mark in name for mark in " .*>/\\"):
                     key = "stream" if owner == "the default route" else "route"
                     yield key, f'"{name}" cannot name a JetStream stream (no dots, spaces or wildcards)'
+            yield from self._overlaps()
+
+    def _overlaps(self) -> Iterator[tuple[str, str]]:
+        """JetStream refuses a stream that captures a topic of another one, and the second would be there never."""
+        known: list[tuple[str, str]] = []
+        if self.delivery != "pubsub":
+            known.append((_captured(self.topic), "the default route"))
+        for number, route in enumerate(self.routes):
+            if route.delivery == "pubsub":
+                continue
+            captured = _captured(route.topic)
+            for other, owner in known:
+                if _overlap(captured, other):
+                    yield (
+                        f"route[{number}].topic",
+                        f"its stream would capture {captured}, that of {owner} {other}: JetStream takes no streams "
+                        "that overlap; begin with other literals, or make one of them pubsub",
+                    )
+            known.append((captured, f'route "{route.name}"'))
 
     def stream_of(self, scheme: str) -> str:
         """The stream of the default route."""
@@ -197,13 +216,23 @@ def event_routes(events: EventSettings, *, bus_codec: str, scheme: str) -> list[
     return routes
 
 
-def _stream(events: EventSettings, name: str, topic: str) -> dict[str, Any]:
+def _captured(topic: str) -> str:
+    """What JetStream captures for a route: its topic, or all that begins as it does."""
     template = TopicTemplate(topic)
-    captured = f"{template.literal_prefix}>" if template.placeholders else topic
+    return f"{template.literal_prefix}>" if template.placeholders else topic
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether a topic can be captured by both."""
+    short, long = sorted((one, other), key=len)
+    return one == other or (short.endswith(">") and long.startswith(short[:-1]))
+
+
+def _stream(events: EventSettings, name: str, topic: str) -> dict[str, Any]:
     return {
         "name": name,
         "key": name,
-        "topics": [captured],
+        "topics": [_captured(topic)],
         "max_messages": events.stream_events,
         "max_bytes": events.stream_bytes,
         "max_age": events.stream_age,

@@ -50,24 +50,39 @@ class Frame(msgspec.Struct, gc=False):
         return decode_block(parse_block(self.head))
 
 
+class Oversized(msgspec.Struct, gc=False):
+    """A frame whose body of ``size`` bytes was over the limit, and was read without being kept."""
+
+    content_type: str
+    size: int
+    head: bytes
+
+
 class FrameParser:
     """Feed it bytes in any pieces; it hands out whole frames.
+
+    A body of more than ``max_body`` bytes is a fault, or, up to ``max_skipped`` bytes, ``Oversized``.
 
     A fault ends it: ``error`` is set, the frames before the fault are still returned, later calls return none.
     ``read_event``, when it is set, makes of a JSON event's body what stands in the frame's place; what it refuses with
     None stays a frame.
     """
 
-    __slots__ = ("_body", "_content_type", "_head", "_known", "_missing", "error", "max_body", "max_head", "read_event")
+    __slots__ = (
+        "_body", "_content_type", "_head", "_known", "_missing", "_skipped",
+        "error", "max_body", "max_head", "max_skipped", "read_event",
+    )  # fmt: skip
 
-    def __init__(self, max_head: int = MAX_HEAD, max_body: int = MAX_BODY) -> None:
+    def __init__(self, max_head: int = MAX_HEAD, max_body: int = MAX_BODY, max_skipped: int = 0) -> None:
         self.max_head = max_head
         self.max_body = max_body
+        self.max_skipped = max_skipped
         self.error: ProtocolError | None = None
         self.read_event: Callable[[bytes], Event | None] | None = None
         self._head = bytearray()  # of a frame whose blank line has not come; its whole head once it has
         self._body = bytearray()
         self._missing = 0  # bytes of the body still to come; 0 = between frames or inside a head
+        self._skipped = 0  # the whole length of a body that is not kept
         self._content_type = ""
         self._known: dict[bytes, tuple[str, int]] = {}
 
@@ -85,13 +100,13 @@ class FrameParser:
     def progress(self) -> str:
         """How far the unfinished frame has come, for an error text; empty between frames."""
         if self._missing:
-            size = len(self._body)
+            size = self._skipped - self._missing if self._skipped else len(self._body)
             return f"after {size} of {size + self._missing} body bytes of a {self._content_type} frame"
         return f"after {len(self._head)} bytes of a header block" if self._head else ""
 
-    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame | Event]:
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Frame | Event | Oversized]:
         """Take what was read; return the frames it completed. Sets ``error`` instead of raising."""
-        frames: list[Frame | Event] = []
+        frames: list[Frame | Event | Oversized] = []
         if self.error is None:
             if type(data) is not bytes:
                 data = bytes(data)
@@ -102,7 +117,7 @@ class FrameParser:
                 del self._head[:-_PARTIAL]
         return frames
 
-    def _feed(self, data: bytes, frames: list[Frame | Event]) -> None:
+    def _feed(self, data: bytes, frames: list[Frame | Event | Oversized]) -> None:
         position = self._resume(data, frames) if self._head else 0
         size = len(data)
         known = self._known
@@ -124,6 +139,11 @@ class FrameParser:
                 head = data[position : match.start()]
                 start = match.end()
                 kind, length = self._read_head(head)
+                if length > self.max_body:
+                    self._head += head
+                    self._content_type, self._missing, self._skipped = kind, length, length
+                    position = start + self._skip(data, start, frames)
+                    continue
             end = start + length
             if end > size:
                 self._head += head
@@ -140,7 +160,24 @@ class FrameParser:
                     continue
             append(Frame(kind, body, head))
 
-    def _resume(self, data: bytes, frames: list[Frame | Event]) -> int:
+    def _skip(self, data: bytes, position: int, frames: list[Frame | Event | Oversized]) -> int:
+        """Drop what came of a body that is not kept, but for its end: the connection may break off in it.
+
+        Returns how many bytes that were.
+        """
+        taken = min(self._missing, len(data) - position)
+        self._missing -= taken
+        if self._missing:
+            self._body += data[max(position, position + taken - _PARTIAL) : position + taken]
+            del self._body[:-_PARTIAL]
+        else:
+            frames.append(Oversized(self._content_type, self._skipped, bytes(self._head)))
+            self._skipped = 0
+            self._head.clear()
+            self._body = bytearray()
+        return taken
+
+    def _resume(self, data: bytes, frames: list[Frame | Event | Oversized]) -> int:
         """Go on with the frame that an earlier read began; return where in ``data`` the next one starts."""
         position = 0
         if not self._missing:
@@ -157,6 +194,10 @@ class FrameParser:
             else:
                 del self._head[cut:]
             self._content_type, self._missing = self._read_head(bytes(self._head))
+            if self._missing > self.max_body:
+                self._skipped = self._missing
+        if self._skipped:
+            return position + self._skip(data, position, frames)
         body = data[position : position + self._missing]
         self._body += body
         self._missing -= len(body)
@@ -179,11 +220,12 @@ class FrameParser:
             headers = parse_block(head)
             kind = content_type(headers)
             # The hot path knows an event by identity.
-            found = EVENT_JSON if kind == EVENT_JSON else kind, body_length(headers, self.max_body)
+            length = body_length(headers, max(self.max_body, self.max_skipped))
+            found = EVENT_JSON if kind == EVENT_JSON else kind, length
         except ProtocolError:
             self._head = bytearray(head)
             raise
-        if len(head) < _SHORT_HEAD and len(headers) == 2:
+        if len(head) < _SHORT_HEAD and len(headers) == 2 and length <= self.max_body:
             if len(self._known) >= _KNOWN_HEADS:
                 self._known.clear()
             self._known[head] = found

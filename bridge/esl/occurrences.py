@@ -69,6 +69,13 @@ class UnknownFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class EventSkipped:
+    """An event of ``size`` bytes, which is over the limit; nothing more is known of it."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The end; nothing comes after it. ``lost`` are the commands without a reply, oldest first.
 
@@ -80,7 +87,7 @@ class Closed:
     lost: list[PendingReply] = field(default_factory=list)
 
 
-Occurrence = Event | AuthRequested | ReplyReceived | LogReceived | Notice | UnknownFrame | Closed
+Occurrence = Event | AuthRequested | ReplyReceived | LogReceived | Notice | UnknownFrame | EventSkipped | Closed
 
 
 def _number(text: str) -> int:

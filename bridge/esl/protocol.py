@@ -9,7 +9,15 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, cast
 
-from bridge.errors import AccessDenied, AuthenticationFailed, ConnectionLost, EslError, NotConnected, ProtocolError
+from bridge.errors import (
+    AccessDenied,
+    AuthenticationFailed,
+    ConnectionLost,
+    EslError,
+    LimitExceeded,
+    NotConnected,
+    ProtocolError,
+)
 from bridge.esl.ending import CloseReason, Notice, ends_in_notice, find_torn_notice, holds_notice
 from bridge.esl.event import Event, read_json_event
 from bridge.esl.frames import (
@@ -25,10 +33,12 @@ from bridge.esl.frames import (
     RUDE_REJECTION,
     Frame,
     FrameParser,
+    Oversized,
 )
 from bridge.esl.occurrences import (
     AuthRequested,
     Closed,
+    EventSkipped,
     LogReceived,
     LogRecord,
     Occurrence,
@@ -42,6 +52,7 @@ __all__ = [
     "AuthRequested",
     "CloseReason",
     "Closed",
+    "EventSkipped",
     "LogReceived",
     "LogRecord",
     "Notice",
@@ -87,14 +98,22 @@ class Protocol:
     """One connection that we opened.
 
     ``send`` reserves the place of a command's reply, ``data_to_send`` hands out what is to be written,
-    ``receive_data`` and ``receive_eof`` say what the peer did. ``Closed`` is the last occurrence.
+    ``receive_data`` and ``receive_eof`` say what the peer did. ``Closed`` is the last occurrence. A body of more than
+    ``max_body`` and up to ``max_skipped`` bytes is read and not kept; a larger one ends the connection.
     """
 
     __slots__ = ("_exiting", "_notice", "_out", "_parser", "_pending", "_unsent", "state")
 
-    def __init__(self, *, max_head: int = MAX_HEAD, max_body: int = MAX_BODY, max_pending: int = MAX_PENDING) -> None:
+    def __init__(
+        self,
+        *,
+        max_head: int = MAX_HEAD,
+        max_body: int = MAX_BODY,
+        max_skipped: int = 0,
+        max_pending: int = MAX_PENDING,
+    ) -> None:
         self.state = State.GREETING
-        self._parser = FrameParser(max_head, max_body)
+        self._parser = FrameParser(max_head, max_body, max_skipped)
         self._pending = PendingReplies(max_pending)
         self._out: list[bytes] = []
         self._unsent: list[PendingReply] = []
@@ -186,6 +205,10 @@ class Protocol:
                 if type(frame) is Event:
                     append(frame)
                     continue
+                if type(frame) is Oversized:
+                    body = b""
+                    self._take_oversized(frame, occurrences)
+                    continue
                 assert type(frame) is Frame
                 kind = frame.content_type
                 body = frame.body
@@ -246,16 +269,35 @@ class Protocol:
         else:
             occurrences.append(UnknownFrame(kind))
 
+    def _take_oversized(self, frame: Oversized, occurrences: list[Occurrence]) -> None:
+        """Take a frame whose body was not kept; raises ``ProtocolError`` where a large one cannot come."""
+        kind = frame.content_type
+        if self.state not in _AUTHENTICATED or kind == COMMAND_REPLY:
+            raise LimitExceeded(f"{kind} of {frame.size} bytes in state {self.state}")
+        if kind == API_RESPONSE:
+            reply = Reply("api", "", head=frame.head)
+            reply.skipped = frame.size
+            occurrences.append(ReplyReceived(self._due(), reply))
+        elif kind in _EVENTS:
+            occurrences.append(EventSkipped(frame.size))
+        else:
+            occurrences.append(UnknownFrame(kind))
+
+    def _due(self) -> PendingReply:
+        """Take the command whose reply this is; raises ``ProtocolError`` where none is due."""
+        pending = self._pending.first
+        if pending is None or not pending.sent:
+            raise ProtocolError("a reply to nothing")
+        self._pending.take()
+        return pending
+
     def _take_reply(self, frame: Frame, occurrences: list[Occurrence]) -> None:
         if frame.content_type == COMMAND_REPLY and frame.body:
             hint = f" ({_LONG_ALLOW_LIST})" if b"\nAllowed-" in frame.head else ""
             raise ProtocolError(f"a reply ran into the frame behind it{hint}")
         if frame.content_type == API_RESPONSE and holds_notice(frame.body):
             raise ProtocolError("the output of a command with a notice in its middle")
-        pending = self._pending.first
-        if pending is None or not pending.sent:
-            raise ProtocolError("a reply to nothing")
-        self._pending.take()
+        pending = self._due()
         reply = Reply.of(frame)
         occurrences.append(ReplyReceived(pending, reply))
         if self.state is _AUTHENTICATING and pending.command in _AUTH_COMMANDS:

@@ -20,14 +20,16 @@ class Reply:
     """The answer to one command.
 
     ``text`` is the output of an ``api`` command exactly as sent, or the Reply-Text of any other; invalid UTF-8 is
-    replaced by U+FFFD. ``headers`` are those of the frame, names in lower case.
+    replaced by U+FFFD. ``headers`` are those of the frame, names in lower case. ``skipped`` are the bytes of an output
+    that was over the limit, so that there is no ``text`` of it.
     """
 
-    __slots__ = ("_head", "_headers", "kind", "text")
+    __slots__ = ("_head", "_headers", "kind", "skipped", "text")
 
     def __init__(self, kind: ReplyKind, text: str, headers: dict[str, str] | None = None, *, head: bytes = b"") -> None:
         self.kind = kind
         self.text = text
+        self.skipped = 0
         self._headers = headers
         self._head = head
 

@@ -232,9 +232,7 @@ class Fleet:
     def _entry(self) -> WorkerEntry:
         owned = tuple(one.hands.entry() for one in self.ownerships.values() if one.owns)
         ready = (
-            ()
-            if self.leaving
-            else tuple(one.node for one in self.ownerships.values() if not one.owns and one.hands.ready)
+            () if self.leaving else tuple(one.node for one in self.ownerships.values() if not one.owns and one.ready)
         )
         return WorkerEntry(
             id=self._id,
@@ -325,12 +323,15 @@ class Fleet:
             one.role = Role.NONE
             self._spawn(one.hands.cool())
         if owner is not None:
-            one.watch(owner[0].instance, owner[1], owner[0].beat)
+            # When its lease ends was learnt from an attempt of ours; it may give it back long before.
+            one.retry_at = 0.0
+            if one.watch(owner[0].instance, owner[1], owner[0].beat):
+                self.changed()
             return
         if self.leaving or now < one.retry_at or not self._may_take(one, now):
             return
         assigned, heirs = self.placement.owner(one.node), self.placement.standbys.get(one.node, ())
-        warm = {*ready, self._id} if one.hands.ready else set(ready)
+        warm = {*ready, self._id} if one.ready else set(ready)
         ranked = [id for id in (assigned, *heirs, *sorted(warm)) if id in warm] or [assigned]
         if ranked[0] == self._id:
             one.role = Role.ACQUIRING

@@ -105,6 +105,14 @@ class Ownership:
         return self.role in (Role.OWNER, Role.RELEASING)
 
     @property
+    def ready(self) -> bool:
+        """Whether it could be taken without a hole: our link stood while another worker owned it.
+
+        One that came up only after that has not what was said in between; whoever has it comes first.
+        """
+        return self.hands.ready and self.ready_beat is not None
+
+    @property
     def busy(self) -> bool:
         """A step is under way."""
         return self.role in (Role.ACQUIRING, Role.RELEASING)
@@ -210,11 +218,15 @@ class Ownership:
 
     # --- beside an owner --------------------------------------------------------------------------------------------
 
-    def watch(self, instance: str, entry: NodeEntry, beat: int) -> None:
-        """Another worker owns the node: see whether we overlap, and forget what it has published."""
+    def watch(self, instance: str, entry: NodeEntry, beat: int) -> bool:
+        """Another worker owns the node: see whether we overlap, and forget what it has published.
+
+        Whether the others should look: we are ready from now on.
+        """
         if not self.hands.ready:
             self.overlapped, self.ready_beat = False, None
-            return
+            return False
+        news = self.ready_beat is None
         if self.ready_beat is None:
             self.ready_beat = (instance, beat)
         elif self.ready_beat != (instance, beat) and not entry.behind:
@@ -223,6 +235,7 @@ class Ownership:
             self.overlapped = True
         if entry.mark:
             self.hands.trim(entry.mark)
+        return news
 
     def _forget_owner(self) -> None:
         self.overlapped = False

@@ -263,6 +263,7 @@ class TappedHandler:
         self.hidden: Callable[..., None] = handler.hidden
         self.node_changed: Callable[..., None] = handler.node_changed
         self.gap: Callable[..., None] = handler.gap
+        self.skipped: Callable[..., None] = handler.skipped
         self.log_lines: Callable[..., None] = handler.log_lines
         self.link_lost: Callable[..., None] = handler.link_lost
         self._node = node

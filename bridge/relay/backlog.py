@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from bridge.relay.chunks import Chunk, Loss, add_loss, identity_of
+from bridge.relay.chunks import Chunk, Loss, add_loss, corrected, identity_of
 from bridge.relay.spill import Row, Spill, rows_of
 
 PARCEL_SIZE = 1024 * 1024
@@ -20,7 +20,7 @@ class Parcel(msgspec.Struct, eq=False):
     """Consecutive chunks of one epoch that go to disk and come back together.
 
     ``rows`` is what is on disk, ``chunks`` what is in memory (while it is written, and when it was read again).
-    ``adopted`` parcels are an earlier run's.
+    ``adopted`` parcels are an earlier run's; ``corrected`` are those whose clock was set since they were begun.
     """
 
     number: int
@@ -38,6 +38,7 @@ class Parcel(msgspec.Struct, eq=False):
     writing: bool = False
     stored: bool = False
     begun: bool = False
+    corrected: bool = False
 
     @property
     def droppable(self) -> bool:
@@ -156,6 +157,14 @@ class Backlog:
             self._load(self.parcels[0])
         return chunks, parcel.holes
 
+    def clock_set(self, step: float, now: float) -> None:
+        """See ``EventBuffer.clock_set``."""
+        for parcel in self.parcels:
+            parcel.start, parcel.end = corrected(parcel.start, step, now), corrected(parcel.end, step, now)
+            parcel.corrected = True
+            for chunk in parcel.chunks or ():
+                chunk.at = corrected(chunk.at, step, now)
+
     def settled(self, number: int) -> None:
         """A chunk of a parcel needs the disk no more; with the last one the parcel is deleted."""
         left = self._due.get(number, 0) - 1
@@ -178,6 +187,10 @@ class Backlog:
             parcel.holes.append(Loss(parcel.epoch, "buffer", parcel.start, parcel.end, count=max(0, missing)))
             self.events -= missing
             parcel.events = found
+        if parcel.corrected and chunks:
+            step = parcel.end - chunks[-1].at
+            for chunk in chunks:
+                chunk.at += step
         parcel.chunks = chunks
         self._hold(parcel.size)
         self.on_ready()

@@ -16,6 +16,7 @@ from bridge.relay.chunks import (
     Loss,
     Receipt,
     add_loss,
+    corrected,
     count_of,
     identity_of,
     is_made_up,
@@ -191,6 +192,13 @@ class EventBuffer(ChunkRow):
             while self._tail and self._tail[0].at < horizon:
                 dropped += self._drop_first(self._tail, now)
         return dropped
+
+    def clock_set(self, step: float, now: float) -> None:
+        """Somebody has set the clock by so many seconds: what waits is as old as it was before."""
+        for chunk in (*self._head, *self._tail):
+            chunk.at = corrected(chunk.at, step, now)
+        if self.backlog is not None:
+            self.backlog.clock_set(step, now)
 
     def keep(self, fits: Callable[[Message], bool], now: float) -> int:
         """Drop every message in memory that does not fit the bus; returns how many events that were."""

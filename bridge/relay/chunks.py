@@ -86,6 +86,17 @@ def add_loss(losses: list[Loss], loss: Loss) -> None:
     losses.append(loss)
 
 
+def corrected(at: float, step: float, now: float) -> float:
+    """An instant by the clock that was set by ``step`` s a moment ago, where it was told by the one before.
+
+    What was read since then may be among what it is asked for: it is not moved into the future, nor made older than it
+    may be.
+    """
+    if step > 0:
+        return min(at + step, now)
+    return at + step if at > now else at
+
+
 def identity_of(message: Message) -> str:
     """The event's identity: the message's id without the name of its route."""
     return message.id.partition("/")[0]

@@ -116,6 +116,9 @@ class Continuity:
         for attempt in range(ATTEMPTS):
             try:
                 reply = await self._pool.api(QUERY, TIMEOUT)
+                if reply.skipped:
+                    log.error("calls cannot be listed: too many", node=self._node, size=reply.skipped)
+                    return None
                 return read_channels(reply.text)
             except (BridgeError, ValueError) as error:
                 log.warning("calls cannot be listed", node=self._node, reason=str(error))

@@ -268,6 +268,13 @@ class NodeRelay:
         self._meter.events_dropped(self.node, "buffer", count)
         self.buffer.miss(Loss(self.epoch, "buffer", start, end, count=count, exact=False))
 
+    def skipped(self, size: int) -> None:
+        """An event came that is too large to be kept: told with the next one."""
+        log.warning("event over the limit of what is read", node=self.node, size=size)
+        now = time.time()
+        self._meter.events_dropped(self.node, "too_large", 1)
+        self.buffer.miss(Loss(self.epoch, "too_large", now, now, before=self._last, count=1))
+
     def link_lost(self, reason: str, error: Exception) -> None:
         """Count a link that ended or could not be made."""
         self._meter.link_lost(self.node, str(reason))
@@ -346,8 +353,8 @@ class NodeRelay:
             return message
         log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
         self._meter.events_dropped(self.node, "too_large", 1)
-        for lane in lanes:
-            lane.miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
+        # Told once, however many ways the message would have gone.
+        lanes[0].miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))
         return None
 
 

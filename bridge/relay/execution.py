@@ -13,6 +13,7 @@ import msgspec
 
 from bridge.errors import BudgetSpent, EslError, InvalidCommand, InvalidRequest, LimitExceeded, PoolBusy
 from bridge.esl import commands
+from bridge.esl.frames import MAX_BODY
 from bridge.esl.replies import Reply
 from bridge.messages.reply import Executed, Status
 from bridge.messages.request import CommandRequest
@@ -162,6 +163,9 @@ def refused(refusal: Refusal) -> Result:
 def _answered(reply: Reply, outcome: Outcome) -> Result:
     text = reply.text
     job, esl_ms = outcome.job, outcome.esl_ms
+    if reply.skipped:
+        error = f"the output of {reply.skipped} bytes is over the limit of {MAX_BODY} bytes"
+        return Result(Status.TOO_LARGE, _YES, None, error, job, esl_ms)
     if text.startswith(("-ERR", "-USAGE")):
         if reply.no_output:  # FreeSWITCH's text for an api that ran and had nothing to say
             return Result(Status.OK, _YES, "", "", job, esl_ms)

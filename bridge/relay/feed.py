@@ -154,6 +154,14 @@ class NodeFeed:
         self.linked_at = 0.0
         self.relay.link_lost(reason, error)
 
+    def skipped(self, size: int) -> None:
+        """An event too large to be kept: told as lost, by a standby if it takes over from before it."""
+        if self.owning:
+            self.relay.skipped(size)
+        else:
+            now = time.time()
+            self.ring.hole(Overflow(1, now, now))
+
     def log_lines(self, records: list[LogRecord]) -> None:
         """FreeSWITCH's log is relayed by the owner only."""
         if self.owning:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -33,6 +33,9 @@ LEAST_SHARE = 64 * 1024
 WATCH_INTERVAL = 1.0
 # How soon confirmations are looked for when nothing more is written, in seconds.
 SETTLE_DELAY = 0.02
+
+# How many topics that the broker refuses are told apart.
+MAX_DENIED = 4096
 
 Parts = list[tuple[EventBuffer, list[Chunk]]]
 
@@ -163,9 +166,11 @@ class TopicOutlet(Outlet):
     def __init__(self, bus: Bus, notices: NoticeBoard, meter: PublishMeter) -> None:
         super().__init__(bus, meter, "topics")
         self._notices = notices
-        self._written: deque[tuple[int, list[tuple[EventBuffer, list[Receipt]]]]] = deque()
+        self._written: deque[tuple[int, list[tuple[EventBuffer, list[Receipt]]], list[str]]] = deque()
+        self._denied: Counter[str] = Counter()
         self._look: asyncio.TimerHandle | None = None
         bus.on_broken = self._broken
+        bus.on_denied = self._note_denied
 
     async def stop(self) -> None:
         """See ``Outlet``."""
@@ -208,9 +213,15 @@ class TopicOutlet(Outlet):
                 log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
                 self._book_failure(parts, notices, failure)
                 return
+            except Exception as error:
+                # A fault of ours: nobody knows how far the write came. It is told as a doubt, and not lost with it.
+                doubt = PublishFailed(str(error), confirmed=0, uncertain=len(batch) - len(notices))
+                self._book_failure(parts, notices, doubt)
+                raise
             self._note_lag(parts)
             # The events themselves are not needed any more: with a slow bus they would be the most of our memory.
-            self._written.append((number, [(buffer, [*map(receipt_of, chunks)]) for buffer, chunks in parts]))
+            receipts = [(buffer, [*map(receipt_of, chunks)]) for buffer, chunks in parts]
+            self._written.append((number, receipts, [message.topic for message in batch]))
             del parts, batch
             self._settle()
             if self._written and self._look is None:
@@ -238,7 +249,7 @@ class TopicOutlet(Outlet):
                     self._meter.events_published(buffer.node, sure)
                 if doubtful:
                     self._doubt(buffer, chunk, doubtful, now)
-                    buffer.in_flight -= doubtful
+                    buffer.settle_part(chunk, doubtful, confirmed=False)
                 if sure + doubtful < total:
                     rest.append(part_of(chunk, sure + doubtful))
             buffer.put_back(rest)
@@ -248,6 +259,7 @@ class TopicOutlet(Outlet):
     def _broken(self) -> None:
         """The connection broke: batches behind the last confirmed one may or may not have arrived."""
         self._settle()
+        self._denied.clear()
         now = time.time()
         while self._written:
             for buffer, receipts in self._written.popleft()[1]:
@@ -270,12 +282,42 @@ class TopicOutlet(Outlet):
         confirmed = self._bus.confirmed
         written = self._written
         while written and written[0][0] <= confirmed:
-            for buffer, receipts in written.popleft()[1]:
+            _, parts, topics = written.popleft()
+            if self._denied:
+                self._settle_denied(parts, topics)
+                continue
+            for buffer, receipts in parts:
                 count = 0
                 for one in receipts:
                     buffer.settle_written(one, confirmed=True)
                     count += one.count
                 self._meter.events_published(buffer.node, count)
+
+    def _note_denied(self, topic: str) -> None:
+        """The broker refused one message to this topic (in lower case), of those that are not confirmed."""
+        if topic in self._denied or len(self._denied) < MAX_DENIED:
+            self._denied[topic] += 1
+
+    def _settle_denied(self, parts: list[tuple[EventBuffer, list[Receipt]]], topics: list[str]) -> None:
+        """A batch has its end, but for what the broker refused of it: that is counted, and told as a loss."""
+        denied = self._denied
+        position, now = 0, time.time()
+        for buffer, receipts in parts:
+            for one in receipts:
+                lost = 0
+                for topic in topics[position : position + one.count]:
+                    name = topic.lower()
+                    if denied[name] > 0:
+                        denied[name] -= 1
+                        lost += 1
+                position += one.count
+                if lost:
+                    self._meter.events_dropped(buffer.node, "bus", lost)
+                    buffer.lose(Loss(one.epoch, "bus", one.at, now, buffer.last_confirmed, count=lost))
+                self._meter.events_published(buffer.node, one.count - lost)
+                buffer.settle_written(one, confirmed=True)
+        # What is left is of later batches; or nothing that is written here: replies, other streams.
+        self._denied = +denied if self._written else Counter()
 
 
 def allowed(parts: Parts) -> bool:

@@ -10,6 +10,8 @@ import contextlib
 import time
 from collections.abc import Iterable
 
+import structlog
+
 from bridge.bus.base import Bus, DurableTopics, StreamSpec
 from bridge.errors import BusError
 from bridge.messages.notice import GapNotice, rfc3339
@@ -22,8 +24,12 @@ from bridge.relay.reservoir import Reservoir
 from bridge.relay.routes import RouteSettings
 from bridge.relay.stream_outlet import StreamOutlet
 
+log = structlog.get_logger(__name__)
+
 # How often old events are looked for, in seconds.
 EXPIRY_INTERVAL = 1.0
+# By how much, in seconds, somebody has set the clock: less is its own drift, or somebody slowing it down.
+CLOCK_STEP = 1.0
 _GAPS = notice_topic(GapNotice.kind)
 
 
@@ -44,6 +50,7 @@ class Publisher:
         self._streams: dict[str, StreamOutlet] = {}
         self._started = False
         self._expiry: asyncio.TimerHandle | None = None
+        self._clock = unix_offset()
         notices.wake = self._topics.wake
         for outlet in self._outlets():
             outlet.on_loss = self._tell
@@ -150,7 +157,12 @@ class Publisher:
         return outlet
 
     def _expire(self) -> None:
-        now = time.time()
+        now, offset = time.time(), unix_offset()
+        step, self._clock = offset - self._clock, offset
+        if abs(step) > CLOCK_STEP:
+            log.warning("the clock was set", seconds=round(step, 1))
+            for buffer in self._buffers.values():
+                buffer.clock_set(step, now)
         for buffer in self._buffers.values():
             dropped = buffer.expire(now)
             if dropped:
@@ -161,6 +173,11 @@ class Publisher:
         for loss in buffer.take_losses():
             self._meter.gap(buffer.node, loss.reason)
             self._notices.tell(gap_notice(loss), node=buffer.node)
+
+
+def unix_offset() -> float:
+    """What the Unix time is ahead of a clock that nobody sets and that runs while the machine sleeps, in seconds."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def gap_notice(loss: Loss) -> GapNotice:

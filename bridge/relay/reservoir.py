@@ -152,7 +152,7 @@ class Reservoir:
         if self._spill is None:
             return False
         if self._spill.failing:
-            if now - self._failed_at < _RETRY_AFTER:
+            if 0 <= now - self._failed_at < _RETRY_AFTER:  # a clock that was set back begins anew
                 return False
             self._failed_at = now
         return True
@@ -188,7 +188,7 @@ class Reservoir:
 
     def _wait_for_disk(self, now: float) -> None:
         """Memory is full of what is being written: let the disk catch up, within bounds, before anything is lost."""
-        if self._spill is None or now < self._patient_at:
+        if self._spill is None or self._patient_at - _IMPATIENCE <= now < self._patient_at:
             return
         deadline = time.monotonic() + _PATIENCE
         while self.size > self.limits.size and self.can_spill(now):

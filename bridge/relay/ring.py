@@ -84,8 +84,8 @@ class EventRing:
         if self.size > self._memory:
             self._spill()
 
-    def hole(self, gap: LinkGap) -> None:
-        """FreeSWITCH spoke while nobody listened here."""
+    def hole(self, gap: LinkGap | Overflow) -> None:
+        """FreeSWITCH spoke while nobody listened here, or said something that could not be kept."""
         self._reads.append(_Read(None, 0, gap))
 
     def hide(self, identity: str, after: str) -> None:

@@ -27,6 +27,10 @@ EVENT_BUFFER: Final = 512 * 1024
 COMMAND_BUFFER: Final = 64 * 1024
 """The same for a command connection, which reads replies and few events."""
 
+MAX_SKIPPED: Final = 1 << 30
+"""Bytes of an output or an event above which the peer is not believed; up to them what is too large to be kept is
+read and dropped, so that it costs no other command and no other event."""
+
 _buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, memoryview]] = WeakKeyDictionary()
 _GOODBYE_PATIENCE = 2.0  # s between FreeSWITCH's disconnect notice and our closing, if it does not
 
@@ -86,6 +90,8 @@ class Connection(asyncio.BufferedProtocol):
         self._pause = pause
         self._loop = asyncio.get_running_loop()
         self._buffer = _shared_buffer(self._loop, buffer_size)
+        # Of TLS no read brings more than 256 KiB, whatever waits.
+        self._much = buffer_size // 4
         self.read_at = self._loop.time()
         """When anything was last read (loop time, s)."""
         self._transport: asyncio.Transport | None = None
@@ -112,10 +118,14 @@ class Connection(asyncio.BufferedProtocol):
     ) -> Connection:
         """Connect and authenticate within ``timeout`` s.
 
-        ``pause`` says for how many s a read that filled the buffer (its bytes) shall be the last.
+        ``pause`` says for how many s a read of much (over a quarter of the buffer; its bytes) shall be the last.
         Raises NotConnected, ConnectTimeout, AccessDenied, AuthenticationFailed, ConnectionLost or ProtocolError.
         """
-        protocol = esl.Protocol() if max_pending is None else esl.Protocol(max_pending=max_pending)
+        protocol = (
+            esl.Protocol(max_skipped=MAX_SKIPPED)
+            if max_pending is None
+            else esl.Protocol(max_skipped=MAX_SKIPPED, max_pending=max_pending)
+        )
         self = cls(url, owner, buffer_size=buffer_size, protocol=protocol, pause=pause)
         try:
             async with asyncio.timeout(timeout):
@@ -210,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what was read and hand it over."""
         self.read_at = self._loop.time()
-        if nbytes == len(self._buffer) and self._transport is not None:
+        if nbytes > self._much and self._transport is not None:
             # uvloop would read on, up to 32 times, before anybody else has a turn: the bus, the disk, the timers.
             self._transport.pause_reading()
             if self._closed is None:

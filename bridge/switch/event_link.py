@@ -56,6 +56,9 @@ class LinkHandler(Protocol):
     def gap(self, gap: LinkGap) -> None:
         """Events were missed: told after a lost link is UP again, before its first events."""
 
+    def skipped(self, size: int) -> None:
+        """An event of so many bytes came that is too large to be kept; nothing more is known of it."""
+
     def log_lines(self, records: list[LogRecord]) -> None:
         """Log lines, where ``log_level`` is set."""
 
@@ -67,8 +70,8 @@ class EventLink:
     """One node's events, for ever: ``start``, then ``stop``. All times in s.
 
     ``heartbeat_interval`` 0 learns it. ``own_commands`` suppresses the ``API`` events of the commands in it.
-    ``filters`` are ``"Header value"`` texts; see ``Subscription``. ``pause`` is asked after every read that filled the
-    buffer, with its bytes: how long the next one may wait.
+    ``filters`` are ``"Header value"`` texts; see ``Subscription``. ``pause`` is asked after every read of much, with
+    its bytes: how long the next one may wait.
     """
 
     def __init__(
@@ -268,6 +271,10 @@ class EventLink:
             wanted.append(event)
             before = event
         return wanted
+
+    def skipped(self, size: int) -> None:
+        """Tell of an event that is too large to be kept."""
+        self._call(self._handler.skipped, size)
 
     def logged(self, records: list[LogRecord]) -> None:
         """Hand log lines over."""

@@ -35,6 +35,9 @@ class SessionUser(Protocol):
     def received(self, events: list[Event]) -> None:
         """Events of one read."""
 
+    def skipped(self, size: int) -> None:
+        """An event of so many bytes is too large to be kept."""
+
     def logged(self, records: list[esl.LogRecord]) -> None:
         """Log lines of one read."""
 
@@ -110,6 +113,10 @@ class EventSession:
         for one in occurrences:
             if type(one) is Event:
                 events.append(one)
+            elif type(one) is esl.EventSkipped:
+                self._hand_over(events)
+                events = []
+                self._user.skipped(one.size)
             elif type(one) is esl.LogReceived:
                 records.append(one.record)
             elif type(one) is esl.ReplyReceived:
@@ -119,13 +126,17 @@ class EventSession:
                 else:
                     self._probes = 0
                     self._user.probed()
-        if events:
-            if self._synced:
-                self._user.received(events)
-            else:
-                self._hold(events)
+        self._hand_over(events)
         if records:
             self._user.logged(records)
+
+    def _hand_over(self, events: list[Event]) -> None:
+        if not events:
+            return
+        if self._synced:
+            self._user.received(events)
+        else:
+            self._hold(events)
 
     def closed(self, connection: Connection, closed: esl.Closed) -> None:
         """The end."""

@@ -14,6 +14,7 @@ import signal
 import tempfile
 import time
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bridge.bus.embedded import EmbeddedBroker
@@ -22,14 +23,23 @@ from tests.chaos.conftest import LEASE, Arena, Process
 WORKERS = ("a", "b", "c")
 
 
+async def joined(arena: Arena, id: str, since: float) -> None:
+    """Wait until the worker is there that was started later: the entry of one that was killed stays for a lease."""
+    async with asyncio.timeout(60):
+        while (entry := (await arena.fleet()).get(id)) is None or entry.started < since:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def fault(arena: Arena, workers: dict[str, Process], chance: random.Random) -> str:
     """Do one thing to one worker."""
     id = chance.choice(WORKERS)
     kind = chance.choice(("kill", "freeze", "restart", "blink"))
     if kind == "kill":
         await workers[id].end(signal.SIGKILL)
+        killed = time.time()
         await asyncio.sleep(chance.uniform(0, LEASE * 2))
         workers[id] = await arena.worker(id, standby=1)
+        await joined(arena, id, killed)
     elif kind == "restart":
         assert await workers[id].end(signal.SIGTERM) == 0, arena.outputs()
         workers[id] = await arena.worker(id, standby=1)
@@ -38,6 +48,16 @@ async def fault(arena: Arena, workers: dict[str, Process], chance: random.Random
         await asyncio.sleep(chance.uniform(0.1, LEASE * (2.5 if kind == "freeze" else 0.7)))
         workers[id].send(signal.SIGCONT)
     return f"{kind} {id}"
+
+
+def where(arena: Arena, lost: list[str]) -> str:
+    """Which nodes' events are missing, from when to when, and what was told of it."""
+    lines = []
+    for number, switch in enumerate(arena.switches, 1):
+        if gone := [switch.told[id] for id in lost if id in switch.told]:
+            first, last = (datetime.fromtimestamp(at, UTC).time() for at in (min(gone), max(gone)))
+            lines.append(f"fs{number}: {len(gone)} from {first} to {last}")
+    return "\n".join([*lines, *(str(gap) for gap in arena.gaps)])
 
 
 async def soak(minutes: float, bus: str, seed: str, rate: int) -> None:
@@ -56,16 +76,22 @@ async def soak(minutes: float, bus: str, seed: str, rate: int) -> None:
             done = await fault(arena, workers, chance)
             started = time.monotonic()
             await arena.settled(*WORKERS, standby=True, patience=60)
-            arrived = {event.id for event in arena.events}
             horizon = time.time() - 2.0
-            lost = [
-                id for it in arena.switches for id, at in it.told.items() if since <= at < horizon and id not in arrived
-            ]
+
+            def missing(horizon: float = horizon) -> list[str]:
+                arrived = {event.id for event in arena.events}
+                told = [(id, at) for it in arena.switches for id, at in it.told.items()]
+                return [id for id, at in told if since <= at < horizon and id not in arrived]
+
+            # Who stood still has all of that time to read yet.
+            patience = time.monotonic() + 20
+            while (lost := missing()) and time.monotonic() < patience:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             print(  # noqa: T201
                 f"{done}: settled in {time.monotonic() - started:.1f} s, {len(arena.events)} events, {len(lost)} lost",
                 flush=True,
             )
-            assert not lost, arena.outputs()
+            assert not lost, f"{where(arena, lost)}\n{arena.outputs()}"
         await arena.quiet()
         arena.check(since=since, duplicates=True)
         twice = len(arena.events) - len({event.id for event in arena.events})

@@ -73,6 +73,7 @@ class NatsBus(JetStream):
         self.url = address.redacted
         self.on_state: Callable[[BusState], None] = lambda _state: None
         self.on_broken: Callable[[], None] = lambda: None
+        self.on_denied: Callable[[str], None] = lambda _topic: None
         self.confirmed = 0
         self.dead_letters = dead_letters
         self._published = 0
@@ -82,6 +83,7 @@ class NatsBus(JetStream):
         keeper.on_lost = self._lost
         keeper.on_up = self._up
         keeper.on_confirmed = self._confirm
+        keeper.on_denied = lambda topic: self.on_denied(topic)
         self._inbox = Inbox(keeper, inbox_prefix)
         self._service = NatsService(keeper, service or ServiceCard(), lambda to, data: self.send(to, data, ""))
         # A lease that waits behind megabytes of events is lost: the storage has a connection of its own, once asked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 MAX_DISCOVERED = 8
 BACKOFF_REFUSED = 30.0
 """Seconds after the server refused us: it will not change its mind at once, and may lock us out."""
+
+# The server says it of each message, in front of the PONG behind them; nats-py makes it lower case.
+_DENIED = re.compile(r'permissions violation for publish to "(.+)"')
 
 
 class Listener:
@@ -89,6 +93,7 @@ class LinkKeeper:
         self.on_up: Callable[[NatsLink], None] = lambda _link: None
         self.on_lost: Callable[[], None] = lambda: None
         self.on_confirmed: Callable[[int], None] = lambda _number: None
+        self.on_denied: Callable[[str], None] = lambda _subject: None
         self._address = address
         self._files = files
         self._name = name
@@ -297,7 +302,9 @@ class LinkKeeper:
         self._tell(BusState(False, reason))
 
     def _violated(self, text: str) -> None:
-        """A denied publish is told once a link; a denied subscription is told by its listener."""
+        """A denied publish is told once a link, and counted; a denied subscription is told by its listener."""
+        if found := _DENIED.search(text):
+            self.on_denied(found[1])
         if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
             self._told.add(text)
             self._tell(BusState(True, text))

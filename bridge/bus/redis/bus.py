@@ -94,6 +94,7 @@ class RedisBus:
         self._changed = asyncio.Event()
         self.on_state: Callable[[BusState], None] = lambda state: None
         self.on_broken: Callable[[], None] = lambda: None
+        self.on_denied: Callable[[str], None] = lambda _topic: None
         self.on_problem: Callable[[str], None] = lambda text: log.warning("redis", problem=text)
 
         self._events = self._link(b"")

@@ -246,7 +246,9 @@ async def test_permissions(start_nats: Any, open_nats: Any, eventually: Any) -> 
     server = await start_nats(TWO_USERS)
     bus = await open_nats(with_user(server.url, "reader:s3cret"))
     states: list[BusState] = []
+    denied: list[tuple[str, int]] = []
     bus.on_state = states.append
+    bus.on_denied = lambda topic: denied.append((topic, bus.confirmed))
     with pytest.raises(BusRefused, match=r"denied\.topic"):
         await bus.subscribe("denied.topic", lambda _received: None)
     with pytest.raises(BusRefused, match=r"denied\.queue"):
@@ -258,6 +260,8 @@ async def test_permissions(start_nats: Any, open_nats: Any, eventually: Any) -> 
     assert bus.connected
     assert [state.connected for state in states] == [True]
     assert "denied.topic" in states[0].reason
+    assert [topic for topic, _ in denied] == ["denied.topic"] * 3, "each message is told"
+    assert all(confirmed <= index for index, (_, confirmed) in enumerate(denied)), "before its batch is confirmed"
 
 
 async def test_a_refused_listener_does_not_hold_up_the_others(start_nats: Any, open_nats: Any, eventually: Any) -> None:

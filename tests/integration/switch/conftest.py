@@ -58,6 +58,9 @@ class Recorder:
         self.all.append(("gap", gap))
         self.gaps.append(gap)
 
+    def skipped(self, size: int) -> None:
+        self.all.append(("skipped", size))
+
     def log_lines(self, records: list[LogRecord]) -> None:
         self.logs += records
 

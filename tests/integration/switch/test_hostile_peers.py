@@ -15,10 +15,12 @@ import pytest
 from bridge.errors import ConnectionLost, LimitExceeded, ProtocolError
 from bridge.esl import commands
 from bridge.esl.url import EslUrl
+from bridge.messages.reply import Executed, Status
+from bridge.relay.execution import result_of
 from bridge.simulator import SimulatedSwitch, User
 from bridge.switch.backoff import Backoff, Span
 from bridge.switch.command_pool import CommandPool, Outcome
-from bridge.switch.connection import Connection
+from bridge.switch.connection import MAX_SKIPPED, Connection
 from bridge.switch.event_link import EventLink
 from bridge.switch.node import NodeState
 from tests.integration.switch import wire
@@ -48,7 +50,7 @@ async def test_bytes_that_dribble(make_link: MakeLink, recorder: Any, until: Unt
         assert recorder.losses == []
 
 
-async def test_the_largest_event_passes_and_one_byte_more_ends_the_link(
+async def test_the_largest_event_passes_and_a_larger_one_costs_only_itself(
     make_link: MakeLink, recorder: Any, until: Until
 ) -> None:
     async with RawSwitch() as raw:
@@ -63,12 +65,38 @@ async def test_the_largest_event_passes_and_one_byte_more_ends_the_link(
         peer.write(b"Content-Length: %d\nContent-Type: text/event-json\n\n" % LARGEST + body + json_event(2))
         await until(lambda: len(recorder.seen) == 2)
         assert len(recorder.seen[0].raw) == LARGEST
-        peer.write(b"Content-Length: %d\nContent-Type: text/event-json\n\n{" % (LARGEST + 1))
+        larger = b"Content-Length: %d\nContent-Type: text/event-json\n\n" % (LARGEST + 1) + body + b"\n"
+        peer.write(json_event(3) + larger + json_event(4))
+        await until(lambda: len(recorder.seen) == 4)
+        told = [
+            one[1] if one[0] == "skipped" else one[1].name for one in recorder.all if one[0] in ("event", "skipped")
+        ]
+        assert told == ["DTMF", "DTMF", "DTMF", LARGEST + 1, "DTMF"]
+        assert recorder.losses == []
+        peer.write(b"Content-Length: %d\nContent-Type: text/event-json\n\n{" % (MAX_SKIPPED + 1))
         await until(lambda: recorder.losses)
         reason, error = recorder.losses[0]
         assert reason == "protocol_error"
         assert isinstance(error, LimitExceeded)
         await until(lambda: link.reconnects == 1)
+
+
+async def test_an_output_that_is_too_large_costs_no_other_command(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    size = LARGEST + 1
+    switch.api.commands["show"] = lambda argument: "x" * size
+    pool = make_pool(switch.url, max_connections=1)
+    deadline = asyncio.get_running_loop().time() + 30
+    for number, line in enumerate(("echo a", "show channels as json", "echo b")):
+        pool.submit(commands.api(line), answers.take(number), deadline=deadline)
+    await until(lambda: len(answers) == 3)
+    assert [answers[number].reply.text for number in range(3)] == ["a", "", "b"]
+    assert [answers[number].reply.skipped for number in range(3)] == [0, size, 0]
+    assert switch.connections_made == 1
+    result = result_of(answers[1])
+    assert (result.status, result.executed, result.result) == (Status.TOO_LARGE, Executed.YES, None)
+    assert str(size) in result.error
 
 
 async def test_a_large_event_torn_by_a_notice(make_link: MakeLink, recorder: Any, until: Until) -> None:

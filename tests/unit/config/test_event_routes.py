@@ -88,3 +88,31 @@ def test_what_is_wrong_is_told_with_its_key(tmp_path: Path, text: str, key: str,
 def test_a_jetstream_name_has_no_dots(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot name a JetStream stream"):
         load(tmp_path, '[events]\ndelivery = "durable"\nstream = "fs.events"\n', "nats://h")
+
+
+@pytest.mark.parametrize(
+    ("topic", "other", "default", "key"),
+    [
+        ("fs.calls.{uuid}", "fs.calls.{uuid}.{name}", "pubsub", "route[1].topic"),
+        ("fs.calls.{uuid}.{name}", "fs.calls.x.{name}", "pubsub", "route[1].topic"),
+        ("fs.calls.x", "fs.calls.{uuid}", "pubsub", "route[1].topic"),
+        ("fs.{name}", "calls.x", "durable", "route[0].topic"),
+        ("fs.calls.{uuid}", "fs.callsigns.{uuid}", "durable", ""),
+        ("fs.calls.x", "fs.calls.xy", "durable", ""),
+        ("fs.{name}", "calls.x", "pubsub", ""),
+    ],
+)
+def test_streams_of_jetstream_do_not_overlap(tmp_path: Path, topic: str, other: str, default: str, key: str) -> None:
+    text = f'[events]\ndelivery = "{default}"\n' + "".join(
+        f'[[events.route]]\nname = "{name}"\ntopic = "{one}"\ndelivery = "durable"\nstream = "{name}"\n'
+        for name, one in (("a", topic), ("b", other))
+    )
+    load(tmp_path, text, "redis://h")  # a Redis stream captures nothing
+    if not key:
+        load(tmp_path, text, "nats://h")
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, "nats://h")
+    [(path, problem)] = caught.value.problems
+    assert path == f"events.{key}"
+    assert "overlap" in problem

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.errors import LimitExceeded, ProtocolError
-from bridge.esl.frames import Frame, FrameParser
+from bridge.esl.frames import Frame, FrameParser, Oversized
 
 EVENT = b"Content-Length: 20\nContent-Type: text/event-json\n\n" + b'{"Event-Name": "XY"}'
 
@@ -118,3 +118,21 @@ def test_head_limit_holds_for_short_heads_too(max_head):
     frames = parser.feed(EVENT)
     assert bool(frames) == (max_head >= 50)
     assert isinstance(parser.error, LimitExceeded) == (max_head < 50)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+def test_a_body_over_the_limit_can_be_skipped(piece: int) -> None:
+    def frame(length: int, kind: bytes = b"api/response") -> bytes:
+        return b"Content-Type: %b\nContent-Length: %d\n\n" % (kind, length) + b"x" * length
+
+    data = frame(10) + frame(11) + frame(9_000) + frame(0, b"x/y") + frame(10)
+    parser = FrameParser(max_body=10, max_skipped=9_000)
+    frames = [one for start in range(0, len(data), piece) for one in parser.feed(data[start : start + piece])]
+    told = [one.size if isinstance(one, Oversized) else -len(one.body) for one in frames]  # type: ignore[union-attr]
+    assert told == [-10, 11, 9_000, 0, -10]
+    assert not parser.mid_frame
+    parser.feed(frame(9_000)[:-1])
+    assert len(parser.partial) <= 4_096
+    assert "8999 of 9000" in parser.progress
+    parser.feed(b"x" + b"Content-Type: a\nContent-Length: 9001\n\n")
+    assert isinstance(parser.error, LimitExceeded)

@@ -4,7 +4,17 @@ import pytest
 
 from bridge.errors import AuthenticationFailed, ConnectionLost, NotConnected, ProtocolError
 from bridge.esl import commands
-from bridge.esl.protocol import AuthRequested, Closed, CloseReason, Notice, Protocol, ReplyReceived, State
+from bridge.esl.protocol import (
+    AuthRequested,
+    Closed,
+    CloseReason,
+    EventSkipped,
+    Notice,
+    Protocol,
+    ReplyReceived,
+    State,
+    UnknownFrame,
+)
 
 GREETING = b"Content-Type: auth/request\n\n"
 ACCEPTED = b"Content-Type: command/reply\nReply-Text: +OK accepted\n\n"
@@ -148,6 +158,40 @@ def test_limits_reach_the_parser():
     (closed,) = protocol.receive_data(b"Content-Type: x\nContent-Length: 6\n\n")
     assert isinstance(closed, Closed)
     assert closed.reason is CloseReason.PROTOCOL_ERROR
+
+
+def test_what_is_too_large_to_be_kept_is_told(authenticated_with):
+    protocol = authenticated_with(max_body=20, max_skipped=100)
+    pending = [protocol.send(commands.api(one)) for one in ("a", "b")]
+    protocol.data_to_send()
+    api, event = b"Content-Type: api/response\n", b"Content-Type: text/event-json\n"
+    large = b"Content-Length: 50\n\n" + b"x" * 50
+    told = protocol.receive_data(api + large + event + large + b"Content-Type: a/b\n" + large)
+    assert told[0].pending is pending[0]
+    assert (told[0].reply.skipped, told[0].reply.text) == (50, "")
+    assert told[1:] == [EventSkipped(50), UnknownFrame("a/b")]
+    assert protocol.state is State.READY
+    (closed,) = protocol.receive_data(b"Content-Type: command/reply\nReply-Text: +OK\n" + large)
+    assert (closed.reason, closed.lost) == (CloseReason.PROTOCOL_ERROR, [pending[1]])
+
+
+def test_a_reply_to_nothing_is_none_however_large(authenticated_with):
+    protocol = authenticated_with(max_body=20, max_skipped=100)
+    (closed,) = protocol.receive_data(b"Content-Type: api/response\nContent-Length: 50\n\n" + b"x" * 50)
+    assert closed.reason is CloseReason.PROTOCOL_ERROR
+
+
+@pytest.fixture
+def authenticated_with():
+    def make(**limits):
+        protocol = Protocol(**limits)
+        protocol.receive_data(GREETING)
+        protocol.send(commands.auth("ClueCon"))
+        protocol.data_to_send()
+        protocol.receive_data(ACCEPTED)
+        return protocol
+
+    return make
 
 
 def test_the_error_text_is_one_line(protocol):

@@ -215,6 +215,25 @@ async def test_a_standby_takes_over_with_an_overlap(yard: Yard) -> None:
         assert (mark.worker, overlapped) == ("a", True)
 
 
+async def test_a_worker_that_is_back_before_its_lease_is_over_leaves_its_node_to_the_standby(yard: Yard) -> None:
+    first = await yard.join("a", 1, standby=1, pin="a")
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    second = await yard.join("b", 1, standby=1, pin="a")
+    await yard.until(lambda: second.ownerships["fs1"].overlapped)
+    await yard.die("a")
+    yard.story.clear()
+    # It waits for its name, which is free at about the same time as the node: here, before. What was said meanwhile the
+    # standby has alone.
+    await first._name.give_back()
+    await yard.join("a", 1, standby=1, pin="a")
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    taken = [(worker, what) for worker, what, _ in yard.story if what in ("take", "give")]
+    assert taken == [("b", "take"), ("b", "give"), ("a", "take")]
+    [(mark, overlapped)] = yard.hands["b"]["fs1"].taken
+    assert mark is not None
+    assert (mark.worker, overlapped) == ("a", True)
+
+
 async def test_beside_an_owner_that_is_behind_there_is_no_overlap(yard: Yard) -> None:
     await yard.join("a", standby=1)
     await yard.until(lambda: yard.divided())
@@ -241,6 +260,22 @@ async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
     await yard.until(lambda: yard.divided())
     assert all(hands.taken[-1][1] for hands in yard.hands["b"].values() if hands.taken[-1][0] is not None)
     assert not yard.lost
+
+
+async def test_a_standby_that_once_came_too_late_takes_what_is_given_at_once(yard: Yard) -> None:
+    lease = 60.0
+    first = await yard.join("a", 1, standby=1, lease_time=lease)
+    await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
+    second = await yard.join("b", 1, standby=1, lease_time=lease, pin="a")
+    await yard.until(lambda: yard.hands["b"]["fs1"].ready and second.ownerships["fs1"].overlapped)
+    # Before it had heard who owns the node it tried for itself, and was told when the lease would be over.
+    one = second.ownerships["fs1"]
+    assert not await one.acquire()
+    assert one.retry_at > asyncio.get_running_loop().time() + lease / 2
+    second.look()
+    await yard.until(lambda: one.retry_at == 0.0)
+    await first.leave(5.0)
+    await yard.until(lambda: yard.owners() == {"fs1": ["b"]})
 
 
 async def test_who_takes_its_entry_away_is_not_lost(yard: Yard) -> None:

@@ -110,6 +110,23 @@ def test_over_the_age_they_are_dropped() -> None:
     assert (loss.count, loss.reason, loss.after) == (3, "buffer", "3")
 
 
+@pytest.mark.parametrize("step", [4000.0, -4000.0])
+def test_a_clock_that_is_set_makes_nothing_older_or_younger(step: float) -> None:
+    buffer = EventBuffer("fs1", BufferLimits(age=60))
+    buffer.append(chunk(0, at=10_000.0))
+    buffer.append(chunk(1, at=10_040.0))
+    now = 10_050.0 + step
+    buffer.append(chunk(2, at=now - 0.5))  # read between the step and its discovery
+    buffer.clock_set(step, now)
+    assert buffer.expire(now + 10.0) == 0
+    assert buffer.expire(now + 11.0) == 1
+    assert buffer.expire(now + 51.0) == 1
+    assert buffer.expire(now + 59.0) == 0
+    assert ids(buffer.take(1)) == ["2"]
+    [loss] = buffer.take_losses()
+    assert (loss.start, loss.end, loss.count) == (10_000.0 + step, now + 51.0, 2), "told by the clock that is right now"
+
+
 def test_losses_of_one_kind_become_one_and_doubt_is_not_exact() -> None:
     buffer = EventBuffer("fs1", BufferLimits())
     buffer.lose(Loss("e1", "bus", 1.0, 2.0, before="7", count=3, exact=False))

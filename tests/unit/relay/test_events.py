@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridge.bus.base import Message
+from bridge.bus.base import Message, StreamSpec
 from bridge.bus.memory import MemoryBus
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
@@ -247,6 +247,28 @@ def test_an_event_that_cannot_be_made_small_enough_is_told_as_a_gap() -> None:
     assert house.meter.counts["dropped too_large"] == 1
     [loss] = house.relay.buffer.take_losses()
     assert (loss.reason, loss.count, loss.exact) == ("too_large", 1, True)
+
+
+def test_an_event_that_was_too_large_to_be_read_is_told_as_a_gap() -> None:
+    house = House()
+    house.relay_events(stamp("A", 1))
+    house.relay.skipped(20_000_000)
+    house.relay_events(stamp("A", 3))
+    [loss] = house.relay.buffer.take_losses()
+    assert (loss.reason, loss.count, loss.exact) == ("too_large", 1, True)
+    assert (loss.before, loss.after) == (f"{CORE}:1", f"{CORE}:3")
+    assert house.meter.counts["dropped too_large"] == 1
+
+
+def test_it_is_one_loss_although_it_would_have_gone_two_ways() -> None:
+    house = House(max_payload=8_000, delivery="both", stream=StreamSpec("FS_EVENTS", "fs.events"))
+    house.relay.events([Event(json.dumps(stamp("A", 1, header="x" * 20_000)).encode(), "json")])
+    house.relay.events([Event(json.dumps(stamp("A", 2)).encode(), "json")])
+    topics, kept = house.relay.buffers
+    for buffer in (topics, kept):
+        assert len(buffer.take(1 << 30)) == 1
+    assert [loss.count for buffer in (topics, kept) for loss in buffer.take_losses()] == [1]
+    assert house.meter.counts["dropped too_large"] == 1
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,9 @@ class Relay:
     def gap(self, gap: LinkGap) -> None:
         self.gaps.append(gap)
 
+    def skipped(self, size: int) -> None:
+        self.published.append(f"skipped {size}")
+
     def dropped(self, count: int, start: float, end: float) -> None:
         self.overflows.append((count, len(self.published)))
 
@@ -258,3 +261,15 @@ def test_a_mark_that_is_our_own_commands_event_is_no_reason_to_say_all_again(fee
     assert relay.published == ["4"]
     feed.hidden("c:5", "c:4")  # an owner need not know
     assert not feed.ring.trim("c:5")
+
+
+def test_what_was_too_large_to_be_kept_is_told_by_the_owner_and_by_who_takes_over(feed: NodeFeed, relay: Relay) -> None:
+    feed.events([event(1)])
+    feed.skipped(99)
+    feed.events([event(2)])
+    feed.skipped(99)
+    feed.events([event(3)])
+    feed.take(7, mark(2), overlapped=True)
+    assert (relay.published, relay.overflows) == (["3"], [(1, 0)]), "the first one was the owner's to tell"
+    feed.skipped(99)
+    assert relay.published == ["3", "skipped 99"]

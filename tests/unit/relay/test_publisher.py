@@ -12,6 +12,7 @@ import pytest
 
 from bridge.bus.base import BusState, Message
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
+from bridge.relay import publisher
 from bridge.relay.chunks import Chunk, Loss
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher, gap_notice
@@ -201,12 +202,89 @@ async def test_a_limit_that_shrank_costs_only_what_is_over_it(house: House) -> N
     assert house.meter.lost == {"too_large": 1}
 
 
-async def test_a_fault_in_the_bus_does_not_end_the_relay(house: House) -> None:
+async def test_a_fault_in_the_bus_does_not_end_the_relay_and_what_was_in_hand_is_told(house: House) -> None:
     house.bus.failure = RuntimeError("a fault of ours")
-    house.read(0, 1)
+    house.notices.tell(gap_notice(Loss("e1", "link", 1.0, 2.0, count=None)), node="fs1")
+    house.read(0, 2)
     await house.until(lambda: house.bus.failure is None)
-    house.read(1, 1)
-    await house.until(lambda: "1" in house.ids())
+    house.read(2, 1)
+    await house.until(lambda: len(house.gaps()) == 2)
+    # Nobody knows how far the write came: it is in doubt, and not sent again.
+    assert house.ids() == ["2"]
+    [link, gap] = house.gaps()
+    assert link["reason"] == "link", "a notice bears its id, and may come twice"
+    assert (gap["reason"], gap["after"], gap["count"], gap["exact"]) == ("bus", "2", 2, False)
+    await house.until(lambda: house.buffer.in_flight == 0)
+    assert house.meter.lost == {"bus": 2}
+
+
+async def test_a_doubt_about_what_another_worker_has_by_now_costs_nothing_later(house: House) -> None:
+    def take_over() -> None:
+        house.buffer.discard(1_000_000.0)
+
+    house.bus.while_waiting = take_over
+    house.bus.failure = PublishFailed("cut", confirmed=0, uncertain=2)
+    house.read(0, 2)
+    await house.until(lambda: house.bus.failure is None)
+    house.bus.while_waiting = lambda: None
+    house.bus.failure = BusUnavailable("gone")
+    house.read(2, 2)
+    await house.until(lambda: house.bus.failure is None)
+    house.publisher.wake()
+    await house.until(lambda: house.ids() == ["2", "3"])
+
+
+async def test_what_the_broker_has_no_right_for_is_told_exactly_and_not_counted_as_published(house: House) -> None:
+    other = house.publisher.buffer("fs2")
+    house.bus.confirms = False
+    house.read(0, 3)
+    other.append(
+        Chunk("e2", [Message(topic=topic, payload=b"x", id=f"b{topic}") for topic in ("t", "NO")], 100, 1_000_000.0)
+    )
+    house.buffer.append(Chunk("e1", [Message(topic="No", payload=b"x", id="3")], 100, 1_000_000.0))
+    await house.until(lambda: house.bus.number == 1)
+    for topic in ("no", "no", "_inbox.somebody", "fs.bridge.node"):
+        house.bus.on_denied(topic)  # type: ignore[attr-defined]
+    house.bus.confirms, house.bus.confirmed = True, 1
+    house.read(4, 1)
+    other.append(Chunk("e2", [Message(topic="t", payload=b"x", id="b4")], 100, 1_000_000.0))
+    await house.until(lambda: len(house.gaps()) == 2)
+    told = [(gap["reason"], gap["epoch"], gap["after"], gap["count"], gap["exact"]) for gap in house.gaps()]
+    assert sorted(told) == [("bus", "e1", "4", 1, True), ("bus", "e2", "b4", 1, True)]
+    await house.until(lambda: house.meter.confirmed == 6)
+    assert house.meter.lost == {"bus": 2}
+    assert (house.buffer.in_flight, other.in_flight) == (0, 0)
+    house.publisher.remove(other)
+
+
+async def test_a_clock_that_is_set_expires_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock:
+        CLOCK_BOOTTIME = 7
+        unix, steady = 1_000_000.0, 50.0
+
+        def time(self) -> float:
+            return self.unix
+
+        def clock_gettime(self, which: int) -> float:
+            assert which == self.CLOCK_BOOTTIME
+            return self.steady
+
+        def go(self, seconds: float, *, and_set: float = 0.0) -> None:
+            self.steady += seconds
+            self.unix += seconds + and_set
+
+    clock = Clock()
+    monkeypatch.setattr(publisher, "time", clock)
+    one = Publisher(house.bus, house.notices, house.meter, Reservoir(BufferLimits(age=60.0)))  # type: ignore[arg-type]
+    buffer = one.buffer("fs1")
+    buffer.append(Chunk("e1", [Message(topic="t", payload=b"x", id="1")], 100, clock.time()))
+    for seconds, step, events in ((50.0, 3_600.0, 1), (1.0, 0.0, 1), (1.0, -9_000.0, 1), (9.5, 0.0, 0)):
+        clock.go(seconds, and_set=step)
+        one._expire()
+        assert one._expiry is not None
+        one._expiry.cancel()
+        assert buffer.events == events
+    assert house.meter.lost == {"buffer": 1}
 
 
 async def test_stop_publishes_what_is_left_and_has_it_confirmed() -> None:

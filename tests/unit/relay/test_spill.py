@@ -71,6 +71,36 @@ async def test_a_body_without_its_entry_is_removed(tmp_path: Path) -> None:
     assert not again.path.exists()
 
 
+@pytest.mark.parametrize("step", [90_000.0, -90_000.0])
+async def test_a_clock_that_is_set_makes_nothing_on_disk_older_or_younger(tmp_path: Path, step: float) -> None:
+    spill = Spill(tmp_path / "w1.spill")
+    reservoir = Reservoir(BufferLimits(size=12 << 20, disk=1 << 30), spill)
+    reservoir.open()
+    buffer = EventBuffer("fs1", lane="FS_EVENTS", reservoir=reservoir)
+    now = 1_000_000.0
+    for number in range(1_000):
+        assert buffer.append(Chunk(EPOCH, [Message("t", b"x" * 100, str(number))], 10_000, now)) == 0
+    assert buffer.backlog is not None
+    parcels = buffer.backlog.parcels
+    async with asyncio.timeout(10):
+        while sum(parcel.chunks is None for parcel in parcels) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    buffer.clock_set(step, now + step)
+    ready = asyncio.Event()
+    buffer.wake = ready.set
+    got: list[Chunk] = []
+    while buffer.events:
+        assert buffer.expire(now + step + 1.0) == 0
+        ready.clear()
+        if not (some := buffer.take(1 << 20)):
+            await ready.wait()
+        got += some
+    assert {one.at for one in got} == {now + step}
+    assert len(got) == 1_000
+    assert buffer.age_limit < abs(step)
+    await reservoir.close()
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 async def test_a_damaged_body_is_told_with_its_count(tmp_path: Path, damage: str) -> None:
     house = House(tmp_path)
