@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 import bridge
-from bridge.bus.base import Bus, BusState, Consumer, ServiceCard
+from bridge.bus.base import Bus, BusState, ServiceCard
 from bridge.bus.open import open_bus
 from bridge.config import NodeSettings, Settings
 from bridge.crew.crew import Crew, CrewSettings, Means
@@ -293,9 +293,6 @@ class Worker:
     def _make_crew(self) -> Crew:
         fleet = self.settings.fleet
 
-        async def consume(node: str) -> Consumer:
-            return await self.queues.take_node(node)
-
         async def flush(timeout: float) -> None:
             self.publisher.wake()
             await asyncio.sleep(0)
@@ -311,7 +308,7 @@ class Worker:
                 fleet.lease_time, fleet.standby, fleet.weight, tuple(fleet.tags), self.settings.worker.drain_timeout
             ),
             notices=self.notices,
-            means=Means(self.calls, consume, lambda node: self.commands.in_line(node), flush),
+            means=Means(self.calls, lambda it: self.queues.take_node(it), lambda it: self.commands.in_line(it), flush),
             describe=lambda: self.operations.entry() | {"in_flight": self.commands.in_flight},
             fail=lambda error: None if self.failed.done() else self.failed.set_result(error),
         )
@@ -378,11 +375,9 @@ class Worker:
     def _node_changed(self, change: NodeChange) -> None:
         if change.restarted:
             self.calls.forget_node(change.node)
-        if change.state is NodeState.UP:
-            pool = self.nodes.pool(change.node)
-            if pool is not None:
-                # The pool's own back-off may still run, long after a refused password; the link knows better.
-                pool.node_up(change.core_uuid)
+        if change.state is NodeState.UP and (pool := self.nodes.pool(change.node)) is not None:
+            # The pool's own back-off may still run, long after a refused password; the link knows better.
+            pool.node_up(change.core_uuid)
 
     def _resume(self) -> None:
         self.queues.resume()

@@ -27,7 +27,7 @@ EVENT_BUFFER: Final = 512 * 1024
 COMMAND_BUFFER: Final = 64 * 1024
 """The same for a command connection, which reads replies and few events."""
 
-MAX_SKIPPED: Final = 1 << 30
+MAX_SKIPPED: Final = 128 * 1024 * 1024
 """Bytes of an output or an event above which the peer is not believed; up to them what is too large to be kept is
 read and dropped, so that it costs no other command and no other event."""
 
