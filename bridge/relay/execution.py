@@ -17,6 +17,7 @@ from bridge.esl.frames import MAX_BODY
 from bridge.esl.replies import Reply
 from bridge.messages.reply import Executed, Status
 from bridge.messages.request import CommandRequest
+from bridge.relay.ledger import GONE
 from bridge.relay.routing import Pool, Refusal, Submission
 from bridge.switch.command_pool import Outcome
 
@@ -67,9 +68,7 @@ EXPIRED: Final = Refusal(Status.EXPIRED, "the budget was spent before it could b
 FLOODED: Final = Refusal(Status.BUSY, "too many requests wait for what the ledger says of them")
 NO_LEDGER: Final = Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")
 DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
-WORKER_GONE: Final = Result(
-    Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker that had it fell silent; it may or may not have run"
-)
+WORKER_GONE: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, GONE)
 RUNS: Final = Result(Status.TIMEOUT, Executed.UNKNOWN, None, "the same id was sent before and has no outcome yet")
 FAULT: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, "a fault inside the bridge, its log says more")
 

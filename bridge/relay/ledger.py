@@ -33,12 +33,8 @@ class Verdict(Enum):
 
 
 _NEW: Final = Verdict.NEW
-MAY_HAVE_RUN: Final = CommandReply(
-    id="",
-    status=Status.CONNECTION_LOST,
-    executed=Executed.UNKNOWN,
-    error="the worker that had it fell silent; it may or may not have run",
-)
+GONE: Final = "the worker that had it fell silent; it may or may not have run"
+MAY_HAVE_RUN: Final = CommandReply(id="", status=Status.CONNECTION_LOST, executed=Executed.UNKNOWN, error=GONE)
 """What a worker that is gone may have done."""
 
 Answer = Callable[[Verdict, CommandReply | None], None]

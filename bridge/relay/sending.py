@@ -14,7 +14,7 @@ from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay.answers import combine
 from bridge.relay.desk import ReplyDesk
 from bridge.relay.exchange import Exchange
-from bridge.relay.execution import Manner, Result, failed_to_start, refused, result_of, start
+from bridge.relay.execution import DRAINING, Manner, Result, failed_to_start, refused, result_of, start
 from bridge.relay.policy import Policy
 from bridge.relay.rates import RateLimits
 from bridge.relay.routing import Nodes, Refusal, Router
@@ -26,7 +26,7 @@ _OK: Final = Status.OK
 _JOB: Final = Manner.JOB
 _ATTEMPTS: Final = 3  # of an idempotent request, all within its one budget
 _ELSEWHERE: Final = frozenset({Status.UNAVAILABLE, Status.BUSY, Status.DENIED})  # another node may well take it
-_LEFT_UNSENT: Final = Result(Status.DRAINING, Executed.NO, None, "the worker is shutting down")
+_LEFT_UNSENT: Final = refused(DRAINING)
 _LEFT_SENT: Final = Result(
     Status.CONNECTION_LOST, Executed.UNKNOWN, None, "the worker shut down before the answer came"
 )
