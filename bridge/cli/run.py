@@ -98,12 +98,14 @@ def set_up_log(settings: Settings, level: LogLevel | None, *earlier: Settings) -
 
 async def serve(settings: Settings, *, config: Path | None = None, log_level: LogLevel | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT; return the exit code."""
+    from bridge.cli.allocator import keep_heap
     from bridge.cli.collector import spare_what_lasts
     from bridge.cli.loop import stop_on_signals
     from bridge.ops.service import ServiceManager
     from bridge.worker import Worker
 
     manager = ServiceManager()
+    keep_heap()
     with stop_on_signals() as wish:
         worker = Worker(settings)
         with _on_hangup(lambda: reload_worker(worker, manager, config, log_level)):
