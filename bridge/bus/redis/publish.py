@@ -19,6 +19,7 @@ MAX_PAYLOAD = 64 * 1024 * 1024
 
 _WINDOW = 8 * 1024 * 1024  # bytes written and not confirmed, beyond which publishing waits
 _MAX_HEADS = 4096
+_COUNTS = {int}  # of subscribers that got a message: what PUBLISH replies
 
 
 class Publisher:
@@ -88,14 +89,14 @@ class Publisher:
     def _confirm(self, number: int, size: int, replies: list[Reply], error: Exception | None) -> None:
         if error is not None or self._broken_off:
             return  # link_down tells it
-        for reply in replies:
-            if reply.__class__ is not int:
-                # A refused PUBLISH is told loudly: the connection ends, and its reason says why.
-                self._broken_off = True
-                text = str(reply) if isinstance(reply, ReplyError) else f"unexpected reply {reply!r}"
-                refused = isinstance(reply, ReplyError) and reply.code in REFUSALS
-                self._link.fail(BusRefused(text) if refused else BusUnavailable(text))
-                return
+        if set(map(type, replies)) != _COUNTS:
+            # A refused PUBLISH is told loudly: the connection ends, and its reason says why.
+            reply = next(reply for reply in replies if type(reply) is not int)
+            self._broken_off = True
+            text = str(reply) if isinstance(reply, ReplyError) else f"unexpected reply {reply!r}"
+            refused = isinstance(reply, ReplyError) and reply.code in REFUSALS
+            self._link.fail(BusRefused(text) if refused else BusUnavailable(text))
+            return
         self.confirmed = number
         self._unconfirmed -= size
         self._settled.set()

@@ -51,15 +51,15 @@ class StreamAppender(Pipeline):
         await self._room()
         if allowed is not None and not allowed():
             raise PublishWithdrawn
+        count = len(batch)
         if self._chained:
             before, own = b"%d" % self._number, b"%d" % (self._number + 1)
             self._number += 1
             watch = command(b"WATCH", self._order) + command(b"SREM", self._order, before)
-            commands = b"".join((watch, MULTI, entries, command(b"SREM", self._order, own), EXEC))
-            replies = len(batch) + 5
+            commands = b"".join((watch, MULTI, *entries, command(b"SREM", self._order, own), EXEC))
+            replies = count + 5
         else:
-            commands, replies = b"".join((MULTI, entries, EXEC)), len(batch) + 2
-        count = len(batch)
+            commands, replies = b"".join((MULTI, *entries, EXEC)), count + 2
         if self._link.say(Operation(commands, replies, lambda got, error: self._done(count, got, error))):
             self.written += count
             self._sizes.append(count)
@@ -102,12 +102,12 @@ class StreamAppender(Pipeline):
             return
         ran = replies[-1]
         if isinstance(ran, list):
-            for sure, reply in enumerate(ran):
-                if isinstance(reply, ReplyError):
-                    self.confirm(self.confirmed + sure)
-                    self._refused(reply)
-                    return
-            self.confirm(self.confirmed + count)
+            if ReplyError in map(type, ran):
+                sure = next(at for at, reply in enumerate(ran) if isinstance(reply, ReplyError))
+                self.confirm(self.confirmed + sure)
+                self._refused(ran[sure])
+            else:
+                self.confirm(self.confirmed + count)
         elif refusal := next((reply for reply in replies if isinstance(reply, ReplyError)), None):
             self._refused(refusal)
         else:
@@ -128,8 +128,8 @@ class EntryRenderer:
         self._words = 4 + len(trim) + 9  # what begins, and five fields with their values
         self._known: dict[tuple[str, str, str], tuple[bytes, bytes]] = {}
 
-    def render(self, batch: Sequence[Message]) -> bytes:
-        """The batch as bytes. Raises ``MessageTooLarge``."""
+    def render(self, batch: Sequence[Message]) -> list[bytes]:
+        """The batch in pieces, to be joined with what stands around it. Raises ``MessageTooLarge``."""
         known = self._known
         parts: list[bytes] = []
         for message in batch:
@@ -148,7 +148,7 @@ class EntryRenderer:
             else:
                 start, end = ends
             parts += (b"%b%d\r\n%b%b%d\r\n" % (start, len(identity), identity, end, length), payload, b"\r\n")
-        return b"".join(parts)
+        return parts
 
     def _learn(self, kind: tuple[str, str, str]) -> tuple[bytes, bytes]:
         topic, type, content_type = kind
