@@ -53,7 +53,7 @@ IMPURE = {
     "aiohttp", "redis", "nats", "uvloop", "signal", "shutil", "sys",
 }  # fmt: skip
 # Pure although it could be used otherwise: datetime only formats a given instant.
-PURE_USES = {("messages/event.py", "datetime"), ("messages/notice.py", "datetime")}
+PURE_USES = {("messages/wrapping.py", "datetime"), ("messages/notice.py", "datetime")}
 MAX_LINES = 400
 
 

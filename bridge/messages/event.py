@@ -7,24 +7,25 @@ through. This room never decides where an event goes, and never reads a clock.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from bridge.errors import InvalidMessage
+from bridge.messages.wrapping import (
+    FLAGS,
+    SOURCE_PREFIX,
+    SPECVERSION,
+    TYPE_PREFIX,
+    JsonWrapping,
+    PackedWrapping,
+    Wrapping,
+    format_time,
+)
 
-SPECVERSION = "1.0"
-TYPE_PREFIX = "org.freeswitch."
-SOURCE_PREFIX = "/freeswitch/"
 CONTENT_TYPES = {"json": "application/cloudevents+json", "msgpack": "application/cloudevents+msgpack"}
 BARE_CONTENT_TYPES = {"json": "application/json", "msgpack": "application/msgpack"}
 
-# Identities repeat some thirty times in a call's life, most of them within a moment. One table a node and route.
-_QUOTED_LIMIT = 4096
-
-_json = msgspec.json.Encoder()
-_msgpack = msgspec.msgpack.Encoder()
 _from_json = msgspec.json.Decoder()
 _from_msgpack = msgspec.msgpack.Decoder()
 
@@ -64,15 +65,9 @@ class EventEncoder:
         self.epoch = epoch
         self.content_type = (CONTENT_TYPES if envelope == "cloudevents" else BARE_CONTENT_TYPES)[codec]
         self._unique_keys = unique_keys
-        self._quoted: dict[str, str] = {}
-        self._second = "-"
-        self._second_time = ""
-        self._second_text = ""
+        self.wrapping: Wrapping = (JsonWrapping if codec == "json" else PackedWrapping)(node, worker, epoch)
         self._base: dict[str, Any] = {"specversion": SPECVERSION, "id": "", "source": SOURCE_PREFIX + node, "type": ""}
         self._origin: dict[str, Any] = {"node": node, "worker": worker, "epoch": epoch}
-        self._source = f'","source":{_quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
-        self._end = f',"node":{_quote(node)},"worker":{_quote(worker)},"epoch":{_quote(epoch)},"sequence":"'
-        self._tail = 'Z"' + self._end
 
     def encode(self, fields: EventFields, data: bytes | dict[str, Any]) -> bytes:
         """Return the payload; ``data`` is the event as one JSON object in valid UTF-8, or as a map.
@@ -81,91 +76,32 @@ class EventEncoder:
         """
         if self._unique_keys and isinstance(data, bytes):
             data = _from_json.decode(data)
-        if self.codec != "json":
-            event = _from_json.decode(data) if isinstance(data, bytes) else data
-            if self.envelope != "cloudevents":
-                return _msgpack.encode(event)
-            attributes = self.attributes(fields)
-            attributes["data"] = event
-            return _msgpack.encode(attributes)
-        text = data if isinstance(data, bytes) else _json.encode(data)
+        wrapping = self.wrapping
+        body = wrapping.body(data)
         if self.envelope != "cloudevents":
-            return text
-        identity = fields.identity
-        if not _is_plain(identity):
-            identity = _quote(identity)[1:-1]
-        flags = self._flags(fields) if fields.synthetic or fields.truncated or fields.injected else ""
-        return self.wrap(
-            self.lead(fields.event), identity, fields.subject, fields.timestamp, fields.sequence, text, flags
+            return body
+        return wrapping.wrap(
+            wrapping.lead(fields.event),
+            wrapping.safe(fields.identity),
+            fields.subject,
+            fields.timestamp,
+            fields.sequence,
+            body,
+            wrapping.flags(_flags(fields)),
         )
 
-    def lead(self, event: str) -> str:
-        """What the envelope of an event token says between identity and subject, for ``wrap``."""
-        # Only the event token is known to need no quoting (topics.event_token escapes it).
-        return f'{self._source}{event}"'
-
-    def wrap(
-        self, lead: str, identity: str, subject: str, timestamp: str, sequence: int, data: bytes, flags: str = ""
-    ) -> bytes:
-        """Put a JSON envelope around ``data``: the pieces of it that change, the others are made once.
-
-        ``identity`` must need no quoting, ``lead`` comes from ``lead()``.
-        """
-        quoted = (self._quoted.get(subject) or self._quote_subject(subject)) if subject else ""
-        number = str(sequence).zfill(10)
-        fraction = timestamp.removeprefix(self._second)
-        if len(fraction) == 6 and fraction.isdigit():
-            text = (
-                f'{{"specversion":"1.0","id":"{identity}{lead}{quoted}{self._second_text}{fraction}'
-                f'{self._tail}{number}"{flags},"data":'
-            )
-        else:
-            text = (
-                f'{{"specversion":"1.0","id":"{identity}{lead}{quoted}{self._start_second(timestamp)}'
-                f'{self._end}{number}"{flags},"data":'
-            )
-        return b"".join((text.encode(), data, b"}"))
-
-    def _quote_subject(self, subject: str) -> str:
-        if len(self._quoted) >= _QUOTED_LIMIT:
-            self._quoted.clear()
-        quoted = self._quoted[subject] = f',"subject":{_quote(subject)}'
-        return quoted
-
-    def _start_second(self, timestamp: str) -> str:
-        # One strftime a second of FreeSWITCH's clock, not one an event.
-        time = format_time(timestamp)
-        if not time:
-            return ""
-        self._second = timestamp[:-6]
-        self._second_time = time[:-7]
-        self._second_text = f',"time":"{self._second_time}'
-        return f',"time":"{time}"'
-
-    @staticmethod
-    def _flags(fields: EventFields) -> str:
-        return "".join(f',"{name}":true' for name in ("synthetic", "truncated", "injected") if getattr(fields, name))
-
     def attributes(self, fields: EventFields) -> dict[str, Any]:
-        """The envelope as a map without ``data`` (for msgpack, and for headers beside a bare event)."""
+        """The envelope as a map without ``data``, for headers beside a bare event."""
         attributes = self._base.copy()
         attributes["id"] = fields.identity
         attributes["type"] = TYPE_PREFIX + fields.event
         if fields.subject:
             attributes["subject"] = fields.subject
-        timestamp = fields.timestamp
-        fraction = timestamp.removeprefix(self._second)
-        if len(fraction) == 6 and fraction.isdigit():
-            attributes["time"] = f"{self._second_time}{fraction}Z"
-        elif time := format_time(timestamp):
-            self._start_second(timestamp)
+        if time := self.wrapping.time(fields.timestamp):
             attributes["time"] = time
         attributes.update(self._origin)
         attributes["sequence"] = str(fields.sequence).zfill(10)
-        if fields.synthetic or fields.truncated or fields.injected:
-            for flag in ("synthetic", "truncated", "injected"):
-                if getattr(fields, flag):
-                    attributes[flag] = True
+        attributes.update(dict.fromkeys(_flags(fields), True))
         return attributes
 
     def headers(self, fields: EventFields) -> tuple[tuple[str, str], ...]:
@@ -184,21 +120,8 @@ def drop_body(data: bytes | dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-def format_time(timestamp: str) -> str:
-    """RFC 3339 UTC with microseconds from FreeSWITCH's microseconds since 1970; empty when it is no such number."""
-    if not (timestamp.isascii() and timestamp.isdigit() and 7 <= len(timestamp) <= 17):
-        return ""
-    second = datetime.fromtimestamp(int(timestamp[:-6]), UTC)
-    return f"{second:%Y-%m-%dT%H:%M:%S}.{timestamp[-6:]}Z"
-
-
-def _quote(text: str) -> str:
-    return _json.encode(text).decode()
-
-
-def _is_plain(identity: str) -> bool:
-    # Hex digits, dashes and one colon: what FreeSWITCH stamps. Anything else is quoted with care.
-    return identity.replace("-", "").replace(":", "").isalnum() and identity.isascii()
+def _flags(fields: EventFields) -> tuple[str, ...]:
+    return tuple([name for name in FLAGS if getattr(fields, name)])
 
 
 class EventMessage(Mapping[str, str | list[str]]):
@@ -306,7 +229,7 @@ def decode_event(payload: bytes, *, topic: str = "", headers: Mapping[str, str] 
         raise InvalidMessage(f"event message: expected a map, got {type(message).__name__}")
     if "specversion" not in message:
         bare = {name[3:]: value for name, value in (headers or {}).items() if name.startswith("ce-")}
-        flags = {name: True for name in ("synthetic", "truncated", "injected") if bare.get(name) == "true"}
+        flags = {name: True for name in FLAGS if bare.get(name) == "true"}
         return EventMessage({**bare, **flags}, message, topic)
     data = message.pop("data", None)
     if not isinstance(data, dict):

@@ -11,8 +11,8 @@ from typing import Literal
 import msgspec
 
 from bridge.bus.base import Message
-from bridge.messages.event import TYPE_PREFIX
 from bridge.messages.notice import GapReason
+from bridge.messages.wrapping import TYPE_PREFIX
 
 # What an entry costs beside its payload: the Message, its strings, its place in a list.
 ENTRY_OVERHEAD = 400

@@ -12,8 +12,9 @@ import msgspec
 from bridge.bus.base import Message, StreamSpec
 from bridge.esl.envelope import Envelope
 from bridge.esl.event import Event
-from bridge.messages.event import TYPE_PREFIX, EventEncoder, EventFields, drop_body
+from bridge.messages.event import EventEncoder, EventFields, drop_body
 from bridge.messages.topics import TopicTemplate, event_token
+from bridge.messages.wrapping import TYPE_PREFIX
 from bridge.relay.chunks import MADE_UP
 from bridge.relay.filters import EventFilter, HeaderConditions, Projection
 
@@ -64,7 +65,8 @@ class Route:
             epoch=epoch,
             unique_keys=settings.unique_keys and self.projection is None,
         )
-        self.wrap = self.encoder.wrap
+        self.wrap = self.encoder.wrapping.wrap
+        self.body = None if settings.codec == "json" else self.encoder.wrapping.body
         self.content_type = self.encoder.content_type
         self.count = 0
         """Events of this epoch that were numbered per route."""
@@ -73,11 +75,10 @@ class Route:
         self._filter = EventFilter(settings.events, settings.subclasses)
         self._lines: dict[tuple[str, str], Line | None] = {}
         self._first: dict[str, Line] = {}  # of each topic: it holds the topic's number
-        # Passed through: nothing of the event is looked at but its envelope.
+        # Nothing of the event is looked at but its envelope.
         self._direct = (
-            settings.codec == "json"
-            and settings.envelope == "cloudevents"
-            and not settings.unique_keys
+            settings.envelope == "cloudevents"
+            and not (settings.unique_keys and settings.codec == "json")
             and self.conditions is None
             and self.projection is None
             and self.template.per_topic
@@ -140,7 +141,7 @@ class Line:
         self.topic = topic
         self.event = event
         self.type = TYPE_PREFIX + event
-        self.lead = route.encoder.lead(event)
+        self.lead = route.encoder.wrapping.lead(event)
         self.count = 0
 
     def encode(self, event: Event, envelope: Envelope) -> Message | None:
@@ -188,7 +189,7 @@ class Line:
 
 
 class DirectLine(Line):
-    """The same for a route that passes FreeSWITCH's JSON through: what nearly every event takes."""
+    """The same for a route that tells all of an event as it is: what nearly every event takes."""
 
     __slots__ = ()
 
@@ -205,6 +206,8 @@ class DirectLine(Line):
         text = event.raw
         if event.format != "json" or not text.isascii():
             text = event.json
+        if route.body is not None:
+            text = route.body(text)
         return Message(
             self.topic,
             route.wrap(self.lead, identity, envelope.unique_id, envelope.timestamp, number, text),

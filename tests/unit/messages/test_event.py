@@ -71,6 +71,17 @@ def test_msgpack_message_is_the_same_map() -> None:
     assert msgpack.unpackb(payload) == {**ENVELOPE, "data": json.loads(DATA)}
 
 
+@pytest.mark.parametrize("sequence", [1, 9_999_999_999, 10_000_000_000])
+@pytest.mark.parametrize("node", ["fs1", "knoten-ü", "n" * 300])
+@pytest.mark.parametrize("subject", [UUID, ""])
+def test_msgpack_put_together_is_msgpack_encoded_at_once(sequence: int, node: str, subject: str) -> None:
+    one = encoder(codec="msgpack", node=node)
+    said = fields(sequence=sequence, subject=subject, synthetic=True, injected=True)
+    whole = {**one.attributes(said), "data": json.loads(DATA)}
+    assert one.encode(said, DATA) == msgpack.packb(whole)
+    assert one.encode(said, json.loads(DATA)) == msgpack.packb(whole)
+
+
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_flags_stand_only_where_they_apply(codec: str) -> None:
     one = decode_event(encoder(codec=codec).encode(fields(injected=True, truncated=True), DATA))
@@ -87,10 +98,11 @@ def test_subject_and_time_are_absent_where_the_event_has_none(codec: str) -> Non
     assert "time" not in event.attributes
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
 @pytest.mark.parametrize("subject", ['a"b', "a\\b", "tab\there", "é\u2028", "x" * 500])
-@pytest.mark.parametrize("identity", ['co"re:1', f"{CORE}:13663", "é:1", ":"])
-def test_what_a_caller_controls_is_quoted(subject: str, identity: str) -> None:
-    event = decode_event(encoder().encode(fields(subject=subject, identity=identity), DATA))
+@pytest.mark.parametrize("identity", ['co"re:1', f"{CORE}:13663", "é:1", ":", "9" * 31, "9" * 32, "é" * 40, "x" * 256])
+def test_what_a_caller_controls_is_quoted(subject: str, identity: str, codec: str) -> None:
+    event = decode_event(encoder(codec=codec).encode(fields(subject=subject, identity=identity), DATA))
     assert event.uuid == subject
     assert event.id == identity
 
