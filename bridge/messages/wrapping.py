@@ -73,7 +73,7 @@ class Wrapping(ABC):
     def time(self, timestamp: str) -> str:
         """RFC 3339 UTC from FreeSWITCH's microseconds since 1970; empty when it is no such number."""
         fraction = timestamp.removeprefix(self._second)
-        if len(fraction) == 6 and fraction.isdigit():
+        if len(fraction) == 6 and fraction.isdigit() and fraction.isascii():
             return f"{self._time}{fraction}Z"
         return self._start_second(timestamp)
 
@@ -137,7 +137,7 @@ class JsonWrapping(Wrapping):
         said = (self._subjects.get(subject) or self._learn_subject(subject)) if subject else ""
         number = str(sequence).zfill(_DIGITS)
         fraction = timestamp.removeprefix(self._second)
-        if len(fraction) == 6 and fraction.isdigit():
+        if len(fraction) == 6 and fraction.isdigit() and fraction.isascii():
             text = (
                 f'{{"specversion":"1.0","id":"{identity}{lead}{said}{self._second_text}{fraction}'
                 f'{self._tail}{number}"{flags},"data":'

@@ -114,10 +114,13 @@ def test_a_new_second_changes_the_time_and_an_old_one_comes_back() -> None:
     assert times == ["2026-11-22T19:32:47.373164Z", "2026-11-22T19:32:48.000001Z", "2026-11-22T19:32:47.999999Z"]
 
 
-@pytest.mark.parametrize("stamp", ["", "x", "12", "-1795375967373164", "١٧٩٥٣٧٥٩٦٧٣٧٣١٦٤", "9" * 30])
+@pytest.mark.parametrize("stamp", ["", "x", "12", "-1795375967373164", "١٧٩٥٣٧٥٩٦٧٣٧٣١٦٤", "1795375967٣٧٣١٦٤", "9" * 30])
 def test_a_timestamp_that_is_none_gives_no_time(stamp: str) -> None:
     assert format_time(stamp) == ""
-    assert "time" not in decode_event(encoder().encode(fields(timestamp=stamp), DATA)).attributes
+    for codec in ("json", "msgpack"):
+        one = encoder(codec=codec)
+        one.encode(fields(), DATA)  # the same second, told in digits
+        assert "time" not in decode_event(one.encode(fields(timestamp=stamp), DATA)).attributes
 
 
 def test_the_bare_envelope_publishes_the_event_alone_and_the_metadata_as_headers() -> None:
