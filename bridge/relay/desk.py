@@ -223,6 +223,19 @@ class ReplyDesk:
         if whole is None or exchange.late:
             return
         exchange.late = True
+        refusals, delivery = self.refusals, exchange.delivery
+        if whole.executed is _NO and refusals is not None and refusals.know(delivery):
+            # Its entry may be there yet: who gets it must not run what was told not to have run.
+            kept = msgspec.structs.replace(_to_keep(whole), late=False)
+            refusals.refuse(delivery, kept, partial(self._late_refused, exchange, whole), asked=exchange.ours)
+        else:
+            self._late_known(exchange, whole)
+
+    def _late_refused(self, exchange: Exchange, whole: CommandReply, right: Right, told: CommandReply | None) -> None:
+        if right is Right.MINE:  # else another worker has the entry, and the answer is left to it
+            self._late_known(exchange, whole)
+
+    def _late_known(self, exchange: Exchange, whole: CommandReply) -> None:
         whole, _ = self._send(exchange, whole)
         if exchange.marked:
             self.ledger.replace(exchange.key, msgspec.structs.replace(_to_keep(whole), late=False))

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.records import Record, Swapped
 from bridge.errors import BusUnavailable
-from bridge.messages.command import STATUSES, CommandReply, Executed, decode_reply
+from bridge.messages.command import STATUSES, CommandReply, Executed, Status, decode_reply
 from bridge.relay.call_table import CallTable
 from bridge.relay.commands import CommandRelay
 from bridge.relay.execution import RUNS
@@ -349,6 +349,24 @@ def _step(what: str = "request", worker: int = 0, pause: float = 0.0, id: str = 
     fates=[("ok", 2.0, False), ("busy", 2.0, False), ("ok", 1.0, False)],
     seed=144,
 )
+@example(  # its "no" comes late, right before its worker dies with the entry still there: the heir repeats it
+    steps=[
+        _step(timeout_ms=30_000),
+        _step(),
+        _step("cut"),
+        _step("cut", 1, pause=1.0),
+        _step(),
+        _step(timeout_ms=2_000),
+        _step("cut", pause=1.0),
+        _step(pause=1.0),
+        _step("cut", 1, pause=0.05),
+        _step(),
+        _step("last word"),
+        _step("kill", pause=0.05),
+    ],
+    fates=[("timeout", 1.0, False), ("ok", 1.0, False), ("ok", 3.0, False), ("refused", 2.0625, False)],
+    seed=0,
+)
 @given(
     steps=steps("kill", "cut", "cut", "last word", "last word"),
     fates=st.lists(FATES, max_size=40),
@@ -365,8 +383,9 @@ def test_whoever_dies_between_a_reply_and_its_entry_told_no_lie(
         # A repeat whose budget ended while it waited knew of no outcome yet, and no record is left of that.
         firsts = [reply for reply in finals if not reply.replayed and reply.error != RUNS.error]
         assert len(firsts) <= 1, (entry.body, finals)
-        if times[entry.body["id"]] == 1:  # whoever says "no" has asked
-            assert len({reply.executed is Executed.NO for reply in finals}) == 1, (entry.body, finals)
+        if times[entry.body["id"]] == 1:  # whoever says "no" has asked; behind a timeout it may have come late
+            sure = {reply.executed is Executed.NO for reply in finals if reply.status is not Status.TIMEOUT}
+            assert len(sure) <= 1, (entry.body, finals)
 
 
 def judge(entries: list[Entry], switch: Switch) -> None:

@@ -114,7 +114,9 @@ def test_a_new_second_changes_the_time_and_an_old_one_comes_back() -> None:
     assert times == ["2026-11-22T19:32:47.373164Z", "2026-11-22T19:32:48.000001Z", "2026-11-22T19:32:47.999999Z"]
 
 
-@pytest.mark.parametrize("stamp", ["", "x", "12", "-1795375967373164", "١٧٩٥٣٧٥٩٦٧٣٧٣١٦٤", "1795375967٣٧٣١٦٤", "9" * 30])
+@pytest.mark.parametrize(
+    "stamp", ["", "x", "12", "-1795375967373164", "١٧٩٥٣٧٥٩٦٧٣٧٣١٦٤", "1795375967٣٧٣١٦٤", "9" * 30]
+)
 def test_a_timestamp_that_is_none_gives_no_time(stamp: str) -> None:
     assert format_time(stamp) == ""
     for codec in ("json", "msgpack"):
