@@ -241,11 +241,12 @@ class EventBuffer(ChunkRow):
     def close(self, now: float) -> int:
         """Give up what is left (the worker ends); returns how many events that were.
 
-        What is bound for a stream and can be spilled is not lost: the next run finds it. Every loss that is not told
-        yet waits for the next run.
+        What is bound for a stream goes to disk, where the next run finds it; what the disk does not take is known when
+        the reservoir is closed. Every loss that is not told yet waits for the next run.
         """
         backlog, dropped = self.backlog, 0
-        if self.lane and backlog is not None and self.reservoir.can_spill(now):
+        if self.lane and backlog is not None:
+            backlog.write_again()
             self._spill(self._tail)
             waiting = list(self._head)
             self._head.clear()
@@ -283,8 +284,9 @@ class EventBuffer(ChunkRow):
         return self._tail_bytes if self.backlog else max(0, self._bytes - _HEAD_SIZE)
 
     def spill(self) -> None:
-        """Send to disk what does not go out next."""
+        """Send to disk what does not go out next, and what the disk did not take before."""
         if self.backlog:
+            self.backlog.write_again()
             self._spill(self._tail)
             return
         kept: deque[Chunk] = deque()

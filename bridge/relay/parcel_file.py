@@ -103,6 +103,10 @@ class ParcelFile:
         self._room.give(_blocks(place.start), _blocks(place.length))
         self._shrink(SLACK)
 
+    def trim(self) -> None:
+        """Give back to the disk what nobody needs at the end of the file."""
+        self._shrink(0)
+
     def close(self) -> None:
         """Close the file, and remove it where nothing is in it."""
         if self._handle < 0:

@@ -6,6 +6,7 @@ This room never touches an event; it says which buffer spills or drops.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ class Reservoir:
         self.on_drop: Callable[[str, str, int], None] = lambda node, reason, count: None
         self._spill = spill if self.limits.disk else None
         self._buffers: list[EventBuffer] = []
+        self._left: list[tuple[str, Backlog]] = []
         self._found: dict[tuple[str, str], list[Row]] = {}
         self._failed_at = 0.0
         self._patient_at = 0.0
@@ -86,12 +88,23 @@ class Reservoir:
         """Node and lane of what an earlier run left on disk and no buffer has taken."""
         return list(self._found)
 
-    async def close(self) -> None:
-        """Finish writing and close the spill; what nobody will ever be told is in the log."""
+    async def close(self) -> Counter[str]:
+        """Finish writing and close the spill; what nobody will ever be told is in the log.
+
+        Returns the events of each node that the disk did not take at the end: the next run tells them as lost.
+        """
+        lost: Counter[str] = Counter()
+        if self._spill is not None:
+            await self._spill.settle()
+        for node, backlog in self._left:
+            count, losses = backlog.give_up(time.time())
+            lost[node] += count
+            self.untold.owe(node, losses)
         if not self.untold.save():
             self.untold.log_lost()
         if self._spill is not None:
             await self._spill.close()
+        return lost
 
     def join(self, buffer: EventBuffer) -> Backlog | None:
         """Take a buffer in; its place on disk, with what an earlier run left there for it."""
@@ -135,9 +148,11 @@ class Reservoir:
         return losses
 
     def leave(self, buffer: EventBuffer) -> None:
-        """Forget a buffer."""
+        """Forget a buffer; what it has on disk, or on the way there, stays."""
         if buffer in self._buffers:
             self._buffers.remove(buffer)
+            if buffer.backlog:
+                self._left.append((buffer.node, buffer.backlog))
 
     def change(self, events: int, size: int) -> None:
         """Events and bytes came into memory, or left it."""

@@ -30,6 +30,7 @@ _FOLDERS = 2  # the version before kept each body in a file of its own, in a fol
 # Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
 _STRIDE = 1 << 20
 _SWITCH_INTERVAL = 0.0005
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TABLE = """
 CREATE TABLE IF NOT EXISTS parcel (
     id INTEGER PRIMARY KEY, node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
@@ -146,17 +147,30 @@ class Spill:
         self._next = _STRIDE
         self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
         self._progress = threading.Event()
+        self._undeleted: deque[tuple[int, int | None]] = deque()  # what a full disk did not let go
+        self._in_trouble: set[str] = set()
 
     def open(self) -> list[Row]:
         """Open the file, make it when it is absent, and return what is in it, oldest first. Raises ``OSError``.
 
-        A file that cannot be read is put aside: its name gets the ending ``.broken``.
+        A file that cannot be read is put aside: its name gets the ending ``.broken``. One that a full disk has no room
+        for is made when there is some.
         """
         self._loop = asyncio.get_running_loop()
         # The thread asks for the interpreter some ten times a parcel; at the usual 5 ms each it could not keep up.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
+        fresh = not self.path.exists() or not self.path.stat().st_size
         try:
             return self._thread.submit(self._open).result()
+        except sqlite3.OperationalError as error:
+            # The disk refuses, or the folder: that says nothing against what is in the file.
+            if not fresh or error.sqlite_errorcode & 0xFF not in _NO_ROOM:
+                raise OSError(f"{self.path}: {error}") from error
+            log.error("events cannot be spilled to disk", path=str(self.path), reason=str(error))
+            for ending in ("", "-wal", "-journal"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+            self.failing = True
+            return []
         except sqlite3.DatabaseError as error:
             log.error("the spill cannot be read and is put aside", path=str(self.path), reason=str(error))
             try:
@@ -190,6 +204,11 @@ class Spill:
     def delete(self, number: int, rank: int | None = None) -> None:
         """Forget a parcel, or only one rank of it."""
         self._submit(self._delete, (number, rank), lambda _, error: self._told("delete", error))
+
+    async def settle(self) -> None:
+        """Return when everything so far has its end, and was told."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        self._deliver()
 
     async def close(self) -> None:
         """Finish what is under way, then close the file; an empty one is removed."""
@@ -244,7 +263,10 @@ class Spill:
         done(error)
 
     def _told(self, what: str, error: Exception | None) -> None:
-        if error is not None:
+        if error is None:
+            self._in_trouble.discard(what)
+        elif what not in self._in_trouble:  # a full disk says the same for every parcel
+            self._in_trouble.add(what)
             log.warning("the spill failed", what=what, reason=str(error))
 
     # --- in the thread ---------------------------------------------------------------------------------
@@ -252,6 +274,8 @@ class Spill:
     def _open(self) -> list[Row]:
         file = sqlite3.connect(self.path, isolation_level=None)
         try:
+            # No other process reads it while it is open. Shared memory would need room on the disk to open it at all.
+            file.execute("PRAGMA locking_mode=EXCLUSIVE")
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=NORMAL")
             file.execute("PRAGMA journal_size_limit=4194304")
@@ -263,7 +287,8 @@ class Spill:
             file.execute(_HOLES)
             if version == _FOLDERS:
                 self._move_in(file)
-            file.execute(f"PRAGMA user_version={_VERSION}")
+            if version != _VERSION:  # a full disk lets us read, and write nothing
+                file.execute(f"PRAGMA user_version={_VERSION}")
             rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY id")]
             holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
             for row in rows:
@@ -274,8 +299,15 @@ class Spill:
             file.close()
             raise
         self._file = file
-        self._next = rows[-1].number + _STRIDE if rows else _STRIDE
+        if rows:
+            self._next = rows[-1].number + _STRIDE
         return rows
+
+    def _index(self) -> sqlite3.Connection:
+        if self._file is None:  # there was no room for it
+            self._open()
+        assert self._file is not None
+        return self._file
 
     def _move_in(self, file: sqlite3.Connection) -> None:
         """Take over what the version before this one left."""
@@ -293,10 +325,12 @@ class Spill:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _store(self, rows: list[Row], chunks_of: Callable[[], list[Chunk] | None], by_rank: bool) -> None:
-        assert self._file is not None
         chunks = chunks_of()
         if chunks is None:
             return
+        file = self._index()
+        with contextlib.suppress(sqlite3.Error):
+            self._delete_due()
         places: list[Place] = []
         try:
             values = []
@@ -307,21 +341,36 @@ class Spill:
                 values.append((_id(row.number, row.rank), *columns, place.length, place.checksum, place.start))
             # One statement: all ranks of a parcel, or none.
             marks = ", ".join(["(" + ", ".join("?" * len(values[0])) + ")"] * len(values))
-            self._file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
+            file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
         except BaseException:
             for place in places:
                 self._bodies.remove(place)
             raise
 
     def _note(self, number: int, losses: bytes) -> None:
-        assert self._file is not None
-        self._file.execute("REPLACE INTO hole VALUES (?, ?)", (number, losses))
+        self._index().execute("REPLACE INTO hole VALUES (?, ?)", (number, losses))
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
         return _merge(self._bodies.read(place) for place in self._places(_ids(number)))
 
     def _delete(self, number: int, rank: int | None) -> None:
+        if self._file is None:
+            return  # nothing was ever written
+        self._undeleted.append((number, rank))
+        self._delete_due()
+
+    def _delete_due(self) -> None:
+        """Delete what is due. A full disk refuses that too, and what stays would be sent, or told, once more."""
+        while self._undeleted:
+            try:
+                self._delete_rows(*self._undeleted[0])
+            except sqlite3.Error:
+                self._bodies.trim()  # perhaps that is the room that the index needs
+                raise
+            self._undeleted.popleft()
+
+    def _delete_rows(self, number: int, rank: int | None) -> None:
         assert self._file is not None
         first, end = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
         gone = self._places((first, end))
@@ -339,6 +388,8 @@ class Spill:
     def _close(self) -> None:
         if self._file is None:
             return
+        with contextlib.suppress(sqlite3.Error):
+            self._delete_due()
         empty = self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None
         self._file.close()
         self._file = None
