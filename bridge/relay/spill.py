@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from bridge.relay.chunks import RANKS, Chunk, Loss, count_of, identity_of, rank_of, share_of
-from bridge.relay.parcel_file import ParcelFile, Piece, Place
+from bridge.relay.parcel_file import ParcelFile, Place, merged, pieces_of
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +63,14 @@ class Row(msgspec.Struct):
     holes: list[Loss] = []
 
 
+class _Due(msgspec.Struct):
+    """Rows that go, with their bodies: ``ids`` from the first to behind the last, of the parcel ``number``."""
+
+    number: int
+    ids: tuple[int, int]
+    places: list[Place]
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_holes = msgspec.msgpack.Decoder(list[Loss]).decode
 Stored = Callable[[Exception | None], None]
@@ -100,37 +108,6 @@ def _ids(number: int) -> tuple[int, int]:
     return number * RANKS, (number + 1) * RANKS
 
 
-def _pieces(chunks: list[Chunk], rank: int, by_rank: bool) -> list[Piece]:
-    if not by_rank:
-        return [
-            Piece(index, [], one.epoch, one.size, one.at, one.messages, one.read) for index, one in enumerate(chunks)
-        ]
-    pieces = []
-    for index, chunk in enumerate(chunks):
-        places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
-        if places:
-            some = [chunk.messages[place] for place in places]
-            pieces.append(Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read))
-    return pieces
-
-
-def _merge(bodies: Iterable[list[Piece]]) -> list[Chunk]:
-    """Put a parcel together again: the chunks in their order, each with the events that are left of it."""
-    pieces: dict[int, list[Piece]] = {}
-    for body in bodies:
-        for piece in body:
-            pieces.setdefault(piece.chunk, []).append(piece)
-    chunks = []
-    for _, parts in sorted(pieces.items()):
-        one = parts[0]
-        messages = one.messages
-        if len(parts) > 1:
-            placed = [pair for part in parts for pair in zip(part.places, part.messages, strict=True)]
-            messages = [message for _, message in sorted(placed, key=lambda pair: pair[0])]
-        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, None, 0, one.read))
-    return chunks
-
-
 class Spill:
     """A file that is the index, and one for the bodies. ``open`` once, then one thread does everything in order.
 
@@ -147,7 +124,7 @@ class Spill:
         self._next = _STRIDE
         self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
         self._progress = threading.Event()
-        self._undeleted: deque[tuple[int, int | None]] = deque()  # what a full disk did not let go
+        self._due: deque[_Due] = deque()  # what a full disk did not let go
         self._in_trouble: set[str] = set()
 
     def open(self) -> list[Row]:
@@ -329,13 +306,12 @@ class Spill:
         if chunks is None:
             return
         file = self._index()
-        with contextlib.suppress(sqlite3.Error):
-            self._delete_due()
+        self._delete_due()
         places: list[Place] = []
         try:
             values = []
             for row in rows:
-                place = self._bodies.write(_pieces(chunks, row.rank, by_rank))
+                place = self._bodies.write(pieces_of(chunks, row.rank, by_rank=by_rank))
                 places.append(place)
                 columns = msgspec.structs.astuple(row)[:-1]
                 values.append((_id(row.number, row.rank), *columns, place.length, place.checksum, place.start))
@@ -352,33 +328,40 @@ class Spill:
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
-        return _merge(self._bodies.read(place) for place in self._places(_ids(number)))
+        return merged(self._bodies.read(place) for place in self._places(_ids(number)))
 
     def _delete(self, number: int, rank: int | None) -> None:
         if self._file is None:
             return  # nothing was ever written
-        self._undeleted.append((number, rank))
+        ids = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
+        self._due.append(_Due(number, ids, self._places(ids)))
         self._delete_due()
 
     def _delete_due(self) -> None:
-        """Delete what is due. A full disk refuses that too, and what stays would be sent, or told, once more."""
-        while self._undeleted:
-            try:
-                self._delete_rows(*self._undeleted[0])
-            except sqlite3.Error:
-                self._bodies.trim()  # perhaps that is the room that the index needs
-                raise
-            self._undeleted.popleft()
+        """Delete what is due. What a full disk keeps would be sent, or told, once more by the next run."""
+        try:
+            self._delete_rows()
+        except sqlite3.Error:
+            # The index has no room to forget anything: it gets that of the bodies.
+            for due in self._due:
+                self._forget_bodies(due)
+            self._bodies.trim()
+            self._delete_rows()
 
-    def _delete_rows(self, number: int, rank: int | None) -> None:
+    def _delete_rows(self) -> None:
         assert self._file is not None
-        first, end = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
-        gone = self._places((first, end))
-        self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", (first, end))
-        for place in gone:
+        while self._due:
+            due = self._due[0]
+            self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", due.ids)
+            self._forget_bodies(due)
+            if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(due.number)).fetchone() is None:
+                self._file.execute("DELETE FROM hole WHERE number = ?", (due.number,))
+            self._due.popleft()
+
+    def _forget_bodies(self, due: _Due) -> None:
+        places, due.places = due.places, []
+        for place in places:
             self._bodies.remove(place)
-        if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is None:
-            self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
 
     def _places(self, ids: tuple[int, int]) -> list[Place]:
         assert self._file is not None
