@@ -115,6 +115,7 @@ class EventBuffer(ChunkRow):
             self._last_taken = identity_of(chunk.messages[-1])
         if taken:
             self._grow(-events, -size)
+            self._left_front(size)
             self.in_flight += events
         return taken
 
@@ -148,6 +149,7 @@ class EventBuffer(ChunkRow):
                 continue
             self._head.appendleft(chunk)
             self._grow(len(chunk.messages), chunk.size)
+            self._came_back(chunk.size)
             self.in_flight -= len(chunk.messages)
             self._last_taken = chunk.before
 
@@ -251,6 +253,7 @@ class EventBuffer(ChunkRow):
             waiting = list(self._head)
             self._head.clear()
             self._grow(-count_of(waiting), -sum([chunk.size for chunk in waiting]))
+            self._left_front()
             backlog.add_in_front(waiting)
         elif self.lane:
             dropped += self._drop_all(self._head, now) + self._drop_all(self._tail, now)
@@ -305,6 +308,7 @@ class EventBuffer(ChunkRow):
             chunks.clear()
             self._tail_bytes = sum([chunk.size for chunk in self._tail])
             self._grow(-count_of(moved), -sum([chunk.size for chunk in moved]))
+            self._left_front()
             self.backlog.add(moved)
 
     def drop_oldest(self, now: float) -> int:
@@ -326,6 +330,7 @@ class EventBuffer(ChunkRow):
             self._tail_bytes -= chunk.size
         count = len(chunk.messages)
         self._grow(-count, -chunk.size)
+        self._left_front()
         for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
             add_loss(self._trailing, loss)
         return count

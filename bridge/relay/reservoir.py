@@ -63,6 +63,9 @@ class Reservoir:
         self.untold = untold or Untold()
         self.events = 0
         self.size = 0
+        self.returned = 0
+        """Bytes of it that were on their way to the bus and came back: they were in memory then too, uncounted, and are
+        no reason to drop anything."""
         self.on_drop: Callable[[str, str, int], None] = lambda node, reason, count: None
         self._spill = spill if self.limits.disk else None
         self._buffers: list[EventBuffer] = []
@@ -184,9 +187,7 @@ class Reservoir:
         limits = self.limits
         backlog = buffer.backlog
         if backlog is None:
-            if self.size <= limits.size and self.events <= limits.events:
-                return 0
-            return self._shed(buffer, now)
+            return self._shed(buffer, now) if self._full() else 0
         if backlog and buffer.spillable >= PARCEL_SIZE and self.can_spill(now):
             buffer.spill()
             self._trim(buffer, now)
@@ -195,18 +196,19 @@ class Reservoir:
             if victim.spillable and self.can_spill(now):
                 victim.spill()
                 self._trim(victim, now)
-        if self.size > limits.size or self.events > limits.events:
+        if self._full():
             self._wait_for_disk(now)
-        if self.size > limits.size or self.events > limits.events:
-            return self._shed(buffer, now)
-        return 0
+        return self._shed(buffer, now) if self._full() else 0
+
+    def _full(self) -> bool:
+        return self.size - self.returned > self.limits.size or self.events > self.limits.events
 
     def _wait_for_disk(self, now: float) -> None:
         """Memory is full of what is being written: let the disk catch up, within bounds, before anything is lost."""
         if self._spill is None or self._patient_at - _IMPATIENCE <= now < self._patient_at:
             return
         deadline = time.monotonic() + _PATIENCE
-        while self.size > self.limits.size and self.can_spill(now):
+        while self.size - self.returned > self.limits.size and self.can_spill(now):
             left = deadline - time.monotonic()
             if left <= 0 or not any(one.backlog.held for one in self._buffers if one.backlog is not None):
                 break
@@ -217,11 +219,11 @@ class Reservoir:
 
     def _shed(self, buffer: EventBuffer, now: float) -> int:
         # Down to nine tenths: shedding a little more now keeps the cost off the next thousand reads.
-        events, size = self.limits.events * 9 // 10, self.limits.size * 9 // 10
+        events, size = self.limits.events * 9 // 10, self.limits.size * 9 // 10 + self.returned
         dropped = 0
         policy = self.limits.drop
         if policy == "newest":
-            events, size = self.limits.events, self.limits.size
+            events, size = self.limits.events, self.limits.size + self.returned
         rank = RANKS - 1
         while self.events > events or self.size > size:
             victim = max(self._buffers, key=lambda one: one.size)

@@ -88,6 +88,40 @@ async def test_a_body_without_its_entry_is_removed(tmp_path: Path) -> None:
     assert not again.path.exists()
 
 
+async def test_what_comes_back_from_a_broken_pipeline_is_no_reason_to_drop(tmp_path: Path) -> None:
+    """It was in memory on its way too, and was not counted there."""
+    reservoir = Reservoir(BufferLimits(size=2 << 20, disk=1 << 30), Spill(tmp_path / "w1.spill"))
+    reservoir.open()
+    buffer = EventBuffer("fs1", lane="FS_EVENTS", reservoir=reservoir)
+    ready = asyncio.Event()
+    buffer.wake = ready.set
+
+    async def read(first: int, end: int) -> None:
+        for number in range(first, end):
+            assert buffer.append(Chunk(EPOCH, [Message("t", b"x", str(number))], 100_000, 5.0)) == 0
+            await asyncio.sleep(0)
+
+    async def take(size: int) -> list[Chunk]:
+        taken: list[Chunk] = []
+        while sum(chunk.size for chunk in taken) < size and buffer.events:
+            ready.clear()
+            if not (some := buffer.take(1 << 20)):
+                await ready.wait()
+            taken += some
+        return taken
+
+    async with asyncio.timeout(10):
+        await read(0, 100)
+        for number in range(3):
+            taken = await take(5 << 20)
+            buffer.put_back(taken)
+            await read(100 + 10 * number, 110 + 10 * number)
+        got = await take(1 << 30)
+    assert [one.messages[0].id for one in got] == [str(number) for number in range(130)]
+    assert reservoir.size == reservoir.returned == 0
+    await reservoir.close()
+
+
 @pytest.mark.parametrize("step", [90_000.0, -90_000.0])
 async def test_a_clock_that_is_set_makes_nothing_on_disk_older_or_younger(tmp_path: Path, step: float) -> None:
     spill = Spill(tmp_path / "w1.spill")
