@@ -22,7 +22,7 @@ from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
 from bridge.bus.nats.room import Room
-from bridge.errors import PublishWithdrawn
+from bridge.errors import BusRefused, PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
 """Seconds without any ack, of what the server has read, after which the pipeline has broken off."""
@@ -156,7 +156,11 @@ class NatsAppender(Pipeline):
         if self._room is not None and self._loop.time() - self._asked_at >= _ASK_AGAIN:
             # Others write too, and others take away: what was true a moment ago is no more.
             await self.until(0)
-            self._room = await self._ask_room()
+            try:
+                self._room = await self._ask_room()
+            except BusRefused as error:
+                self.fail(str(error))
+                self.check()
             self._asked_at = self._loop.time()
         if self._room is None:
             return end
