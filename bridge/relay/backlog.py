@@ -45,6 +45,11 @@ class Parcel(msgspec.Struct, eq=False):
         """Whether it can go: it is not on its way out."""
         return not self.loading and (self.chunks is None or not self.stored)
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether the disk did not take it."""
+        return self.chunks is not None and not self.stored and not self.writing
+
 
 class Backlog:
     """The parcels of one buffer, oldest first.
@@ -109,20 +114,38 @@ class Backlog:
         rows = rows_of(self._node, self._lane, number, chunks, by_rank=self._by_rank)
         events = sum([row.events for row in rows])
         first = identity_of(chunks[0].messages[0])
-        parcel = Parcel(
-            number, chunks[0].epoch, rows, chunks[0].at, chunks[-1].at, first, chunks, holes, size, events, writing=True
-        )
+        parcel = Parcel(number, chunks[0].epoch, rows, chunks[0].at, chunks[-1].at, first, chunks, holes, size, events)
         self.events += events
         self.stored += size
         self._hold(size)
-        self._spill.store(rows, lambda: _begun(parcel), lambda error: self._written(parcel, error))
-        if holes:
-            self._spill.note(number, holes)
+        self._write(parcel)
         for chunk in chunks:
             if chunk.parcel:  # it was here before, taken and put back
                 self.settled(chunk.parcel)
                 chunk.parcel = 0
         return parcel
+
+    def _write(self, parcel: Parcel) -> None:
+        parcel.writing = True
+        self._spill.store(parcel.rows, lambda: _begun(parcel), lambda error: self._written(parcel, error))
+        if parcel.holes:
+            self._spill.note(parcel.number, parcel.holes)
+
+    def write_again(self) -> None:
+        """Send to the disk what it did not take."""
+        for parcel in self.parcels:
+            if parcel.unwritten:
+                self._write(parcel)
+
+    def give_up(self, now: float) -> tuple[int, list[Loss]]:
+        """Drop what the disk did not take; returns its events, and the losses with those that it carried."""
+        losses: list[Loss] = []
+        count = 0
+        for index in reversed([index for index, parcel in enumerate(self.parcels) if parcel.unwritten]):
+            loss, holes = self.drop(index, now)
+            losses[:0] = [*holes, loss]
+            count += loss.count or 0
+        return count, losses
 
     def _written(self, parcel: Parcel, error: Exception | None) -> None:
         parcel.writing = False

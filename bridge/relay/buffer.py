@@ -115,6 +115,7 @@ class EventBuffer(ChunkRow):
             self._last_taken = identity_of(chunk.messages[-1])
         if taken:
             self._grow(-events, -size)
+            self._left_front(size)
             self.in_flight += events
         return taken
 
@@ -148,6 +149,7 @@ class EventBuffer(ChunkRow):
                 continue
             self._head.appendleft(chunk)
             self._grow(len(chunk.messages), chunk.size)
+            self._came_back(chunk.size)
             self.in_flight -= len(chunk.messages)
             self._last_taken = chunk.before
 
@@ -241,15 +243,17 @@ class EventBuffer(ChunkRow):
     def close(self, now: float) -> int:
         """Give up what is left (the worker ends); returns how many events that were.
 
-        What is bound for a stream and can be spilled is not lost: the next run finds it. Every loss that is not told
-        yet waits for the next run.
+        What is bound for a stream goes to disk, where the next run finds it; what the disk does not take is known when
+        the reservoir is closed. Every loss that is not told yet waits for the next run.
         """
         backlog, dropped = self.backlog, 0
-        if self.lane and backlog is not None and self.reservoir.can_spill(now):
+        if self.lane and backlog is not None:
+            backlog.write_again()
             self._spill(self._tail)
             waiting = list(self._head)
             self._head.clear()
             self._grow(-count_of(waiting), -sum([chunk.size for chunk in waiting]))
+            self._left_front()
             backlog.add_in_front(waiting)
         elif self.lane:
             dropped += self._drop_all(self._head, now) + self._drop_all(self._tail, now)
@@ -283,8 +287,9 @@ class EventBuffer(ChunkRow):
         return self._tail_bytes if self.backlog else max(0, self._bytes - _HEAD_SIZE)
 
     def spill(self) -> None:
-        """Send to disk what does not go out next."""
+        """Send to disk what does not go out next, and what the disk did not take before."""
         if self.backlog:
+            self.backlog.write_again()
             self._spill(self._tail)
             return
         kept: deque[Chunk] = deque()
@@ -303,6 +308,7 @@ class EventBuffer(ChunkRow):
             chunks.clear()
             self._tail_bytes = sum([chunk.size for chunk in self._tail])
             self._grow(-count_of(moved), -sum([chunk.size for chunk in moved]))
+            self._left_front()
             self.backlog.add(moved)
 
     def drop_oldest(self, now: float) -> int:
@@ -324,6 +330,7 @@ class EventBuffer(ChunkRow):
             self._tail_bytes -= chunk.size
         count = len(chunk.messages)
         self._grow(-count, -chunk.size)
+        self._left_front()
         for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
             add_loss(self._trailing, loss)
         return count

@@ -19,6 +19,7 @@ from typing import Final
 import msgspec
 
 from bridge.bus.base import Message
+from bridge.relay.chunks import Chunk, rank_of, share_of
 
 BLOCK: Final = 64 * 1024
 """Bodies begin at multiples of so many bytes."""
@@ -44,6 +45,38 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     start: int
     length: int
     checksum: int
+
+
+def pieces_of(chunks: list[Chunk], rank: int, *, by_rank: bool) -> list[Piece]:
+    """The events of one rank in a parcel (all of them where it is not kept by rank), as its body holds them."""
+    if not by_rank:
+        return [
+            Piece(index, [], one.epoch, one.size, one.at, one.messages, one.read) for index, one in enumerate(chunks)
+        ]
+    pieces = []
+    for index, chunk in enumerate(chunks):
+        places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
+        if places:
+            some = [chunk.messages[place] for place in places]
+            pieces.append(Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read))
+    return pieces
+
+
+def merged(bodies: Iterable[list[Piece]]) -> list[Chunk]:
+    """Put a parcel together again: the chunks in their order, each with the events that are left of it."""
+    pieces: dict[int, list[Piece]] = {}
+    for body in bodies:
+        for piece in body:
+            pieces.setdefault(piece.chunk, []).append(piece)
+    chunks = []
+    for _, parts in sorted(pieces.items()):
+        one = parts[0]
+        messages = one.messages
+        if len(parts) > 1:
+            placed = [pair for part in parts for pair in zip(part.places, part.messages, strict=True)]
+            messages = [message for _, message in sorted(placed, key=lambda pair: pair[0])]
+        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, None, 0, one.read))
+    return chunks
 
 
 _encode_into = msgspec.msgpack.Encoder().encode_into
@@ -102,6 +135,10 @@ class ParcelFile:
         """Forget a body: its room is free for others."""
         self._room.give(_blocks(place.start), _blocks(place.length))
         self._shrink(SLACK)
+
+    def trim(self) -> None:
+        """Give back to the disk what nobody needs at the end of the file."""
+        self._shrink(0)
 
     def close(self) -> None:
         """Close the file, and remove it where nothing is in it."""

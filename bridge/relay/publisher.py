@@ -138,7 +138,9 @@ class Publisher:
                 self._meter.events_dropped(buffer.node, "shutdown", dropped)
             lost += dropped
         self.reservoir.untold.put_notices([one for one in self._notices.take() if one.topic == _GAPS])
-        await self.reservoir.close()
+        for node, dropped in (await self.reservoir.close()).items():
+            self._meter.events_dropped(node, "shutdown", dropped)
+            lost += dropped
         return lost
 
     def _outlets(self) -> list[Outlet]:

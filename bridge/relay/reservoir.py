@@ -6,6 +6,7 @@ This room never touches an event; it says which buffer spills or drops.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -62,9 +63,13 @@ class Reservoir:
         self.untold = untold or Untold()
         self.events = 0
         self.size = 0
+        self.returned = 0
+        """Bytes of it that were on their way to the bus and came back: they were in memory then too, uncounted, and are
+        no reason to drop anything."""
         self.on_drop: Callable[[str, str, int], None] = lambda node, reason, count: None
         self._spill = spill if self.limits.disk else None
         self._buffers: list[EventBuffer] = []
+        self._left: list[tuple[str, Backlog]] = []
         self._found: dict[tuple[str, str], list[Row]] = {}
         self._failed_at = 0.0
         self._patient_at = 0.0
@@ -86,12 +91,23 @@ class Reservoir:
         """Node and lane of what an earlier run left on disk and no buffer has taken."""
         return list(self._found)
 
-    async def close(self) -> None:
-        """Finish writing and close the spill; what nobody will ever be told is in the log."""
+    async def close(self) -> Counter[str]:
+        """Finish writing and close the spill; what nobody will ever be told is in the log.
+
+        Returns the events of each node that the disk did not take at the end: the next run tells them as lost.
+        """
+        lost: Counter[str] = Counter()
+        if self._spill is not None:
+            await self._spill.settle()
+        for node, backlog in self._left:
+            count, losses = backlog.give_up(time.time())
+            lost[node] += count
+            self.untold.owe(node, losses)
         if not self.untold.save():
             self.untold.log_lost()
         if self._spill is not None:
             await self._spill.close()
+        return lost
 
     def join(self, buffer: EventBuffer) -> Backlog | None:
         """Take a buffer in; its place on disk, with what an earlier run left there for it."""
@@ -135,9 +151,11 @@ class Reservoir:
         return losses
 
     def leave(self, buffer: EventBuffer) -> None:
-        """Forget a buffer."""
+        """Forget a buffer; what it has on disk, or on the way there, stays."""
         if buffer in self._buffers:
             self._buffers.remove(buffer)
+            if buffer.backlog:
+                self._left.append((buffer.node, buffer.backlog))
 
     def change(self, events: int, size: int) -> None:
         """Events and bytes came into memory, or left it."""
@@ -169,9 +187,7 @@ class Reservoir:
         limits = self.limits
         backlog = buffer.backlog
         if backlog is None:
-            if self.size <= limits.size and self.events <= limits.events:
-                return 0
-            return self._shed(buffer, now)
+            return self._shed(buffer, now) if self._full() else 0
         if backlog and buffer.spillable >= PARCEL_SIZE and self.can_spill(now):
             buffer.spill()
             self._trim(buffer, now)
@@ -180,18 +196,19 @@ class Reservoir:
             if victim.spillable and self.can_spill(now):
                 victim.spill()
                 self._trim(victim, now)
-        if self.size > limits.size or self.events > limits.events:
+        if self._full():
             self._wait_for_disk(now)
-        if self.size > limits.size or self.events > limits.events:
-            return self._shed(buffer, now)
-        return 0
+        return self._shed(buffer, now) if self._full() else 0
+
+    def _full(self) -> bool:
+        return self.size - self.returned > self.limits.size or self.events > self.limits.events
 
     def _wait_for_disk(self, now: float) -> None:
         """Memory is full of what is being written: let the disk catch up, within bounds, before anything is lost."""
         if self._spill is None or self._patient_at - _IMPATIENCE <= now < self._patient_at:
             return
         deadline = time.monotonic() + _PATIENCE
-        while self.size > self.limits.size and self.can_spill(now):
+        while self.size - self.returned > self.limits.size and self.can_spill(now):
             left = deadline - time.monotonic()
             if left <= 0 or not any(one.backlog.held for one in self._buffers if one.backlog is not None):
                 break
@@ -202,11 +219,11 @@ class Reservoir:
 
     def _shed(self, buffer: EventBuffer, now: float) -> int:
         # Down to nine tenths: shedding a little more now keeps the cost off the next thousand reads.
-        events, size = self.limits.events * 9 // 10, self.limits.size * 9 // 10
+        events, size = self.limits.events * 9 // 10, self.limits.size * 9 // 10 + self.returned
         dropped = 0
         policy = self.limits.drop
         if policy == "newest":
-            events, size = self.limits.events, self.limits.size
+            events, size = self.limits.events, self.limits.size + self.returned
         rank = RANKS - 1
         while self.events > events or self.size > size:
             victim = max(self._buffers, key=lambda one: one.size)

@@ -35,6 +35,7 @@ class ChunkRow:
         self._memory = 0  # events in head and tail
         self._bytes = 0
         self._tail_bytes = 0
+        self._returned = 0  # bytes at the front that were on their way and came back
         self._open: list[Loss] = []
         self._trailing: list[Loss] = []
         self._last_taken = ""
@@ -50,6 +51,16 @@ class ChunkRow:
         self._memory += events
         self._bytes += size
         self.reservoir.change(events, size)
+
+    def _came_back(self, size: int) -> None:
+        self._returned += size
+        self.reservoir.returned += size
+
+    def _left_front(self, size: int = 0) -> None:
+        """So many bytes left the front; or what is in memory was changed in another way."""
+        left = min(self._returned, max(size, self._returned - (self._bytes - self._tail_bytes)))
+        self._returned -= left
+        self.reservoir.returned -= left
 
     def _put_hole(self, parcel: int, loss: Loss) -> None:
         """Put a loss in front of the parcel of that index, or of what comes behind the last."""
@@ -74,6 +85,7 @@ class ChunkRow:
             self._tail_bytes -= chunk.size
         count = len(chunk.messages)
         self._grow(-count, -chunk.size)
+        self._left_front(chunk.size if chunks is self._head else 0)
         for loss in (*(chunk.holes or ()), Loss(chunk.epoch, "buffer", chunk.at, now, count=count)):
             if chunks is self._head:
                 self.lose(loss)
@@ -145,6 +157,7 @@ class ChunkRow:
             else:
                 for loss in reversed(carried):
                     add_in_front(self._trailing, loss)
+        self._left_front()
         return dropped
 
     def _release(self, chunk: Chunk) -> None:

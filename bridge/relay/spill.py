@@ -12,7 +12,7 @@ import sqlite3
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from bridge.relay.chunks import RANKS, Chunk, Loss, count_of, identity_of, rank_of, share_of
-from bridge.relay.parcel_file import ParcelFile, Piece, Place
+from bridge.relay.parcel_file import ParcelFile, Place, merged, pieces_of
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,7 @@ _FOLDERS = 2  # the version before kept each body in a file of its own, in a fol
 # Between two numbers: what waited in memory in front of a parcel can be stored in front of it.
 _STRIDE = 1 << 20
 _SWITCH_INTERVAL = 0.0005
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TABLE = """
 CREATE TABLE IF NOT EXISTS parcel (
     id INTEGER PRIMARY KEY, node TEXT NOT NULL, lane TEXT NOT NULL, number INTEGER NOT NULL, rank INTEGER NOT NULL,
@@ -60,6 +61,14 @@ class Row(msgspec.Struct):
     start: float
     end: float
     holes: list[Loss] = []
+
+
+class _Due(msgspec.Struct):
+    """Rows that go, with their bodies: ``ids`` from the first to behind the last, of the parcel ``number``."""
+
+    number: int
+    ids: tuple[int, int]
+    places: list[Place]
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -99,37 +108,6 @@ def _ids(number: int) -> tuple[int, int]:
     return number * RANKS, (number + 1) * RANKS
 
 
-def _pieces(chunks: list[Chunk], rank: int, by_rank: bool) -> list[Piece]:
-    if not by_rank:
-        return [
-            Piece(index, [], one.epoch, one.size, one.at, one.messages, one.read) for index, one in enumerate(chunks)
-        ]
-    pieces = []
-    for index, chunk in enumerate(chunks):
-        places = [place for place, message in enumerate(chunk.messages) if rank_of(message) == rank]
-        if places:
-            some = [chunk.messages[place] for place in places]
-            pieces.append(Piece(index, places, chunk.epoch, share_of(chunk, some), chunk.at, some, chunk.read))
-    return pieces
-
-
-def _merge(bodies: Iterable[list[Piece]]) -> list[Chunk]:
-    """Put a parcel together again: the chunks in their order, each with the events that are left of it."""
-    pieces: dict[int, list[Piece]] = {}
-    for body in bodies:
-        for piece in body:
-            pieces.setdefault(piece.chunk, []).append(piece)
-    chunks = []
-    for _, parts in sorted(pieces.items()):
-        one = parts[0]
-        messages = one.messages
-        if len(parts) > 1:
-            placed = [pair for part in parts for pair in zip(part.places, part.messages, strict=True)]
-            messages = [message for _, message in sorted(placed, key=lambda pair: pair[0])]
-        chunks.append(Chunk(one.epoch, messages, sum([part.size for part in parts]), one.at, None, 0, one.read))
-    return chunks
-
-
 class Spill:
     """A file that is the index, and one for the bodies. ``open`` once, then one thread does everything in order.
 
@@ -146,17 +124,30 @@ class Spill:
         self._next = _STRIDE
         self._results: deque[tuple[Callable[[Any, Any], None], Any, Exception | None]] = deque()
         self._progress = threading.Event()
+        self._due: deque[_Due] = deque()  # what a full disk did not let go
+        self._in_trouble: set[str] = set()
 
     def open(self) -> list[Row]:
         """Open the file, make it when it is absent, and return what is in it, oldest first. Raises ``OSError``.
 
-        A file that cannot be read is put aside: its name gets the ending ``.broken``.
+        A file that cannot be read is put aside: its name gets the ending ``.broken``. One that a full disk has no room
+        for is made when there is some.
         """
         self._loop = asyncio.get_running_loop()
         # The thread asks for the interpreter some ten times a parcel; at the usual 5 ms each it could not keep up.
         sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL))
+        fresh = not self.path.exists() or not self.path.stat().st_size
         try:
             return self._thread.submit(self._open).result()
+        except sqlite3.OperationalError as error:
+            # The disk refuses, or the folder: that says nothing against what is in the file.
+            if not fresh or error.sqlite_errorcode & 0xFF not in _NO_ROOM:
+                raise OSError(f"{self.path}: {error}") from error
+            log.error("events cannot be spilled to disk", path=str(self.path), reason=str(error))
+            for ending in ("", "-wal", "-journal"):
+                self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+            self.failing = True
+            return []
         except sqlite3.DatabaseError as error:
             log.error("the spill cannot be read and is put aside", path=str(self.path), reason=str(error))
             try:
@@ -190,6 +181,11 @@ class Spill:
     def delete(self, number: int, rank: int | None = None) -> None:
         """Forget a parcel, or only one rank of it."""
         self._submit(self._delete, (number, rank), lambda _, error: self._told("delete", error))
+
+    async def settle(self) -> None:
+        """Return when everything so far has its end, and was told."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
+        self._deliver()
 
     async def close(self) -> None:
         """Finish what is under way, then close the file; an empty one is removed."""
@@ -244,7 +240,10 @@ class Spill:
         done(error)
 
     def _told(self, what: str, error: Exception | None) -> None:
-        if error is not None:
+        if error is None:
+            self._in_trouble.discard(what)
+        elif what not in self._in_trouble:  # a full disk says the same for every parcel
+            self._in_trouble.add(what)
             log.warning("the spill failed", what=what, reason=str(error))
 
     # --- in the thread ---------------------------------------------------------------------------------
@@ -252,6 +251,8 @@ class Spill:
     def _open(self) -> list[Row]:
         file = sqlite3.connect(self.path, isolation_level=None)
         try:
+            # No other process reads it while it is open. Shared memory would need room on the disk to open it at all.
+            file.execute("PRAGMA locking_mode=EXCLUSIVE")
             file.execute("PRAGMA journal_mode=WAL")
             file.execute("PRAGMA synchronous=NORMAL")
             file.execute("PRAGMA journal_size_limit=4194304")
@@ -263,7 +264,8 @@ class Spill:
             file.execute(_HOLES)
             if version == _FOLDERS:
                 self._move_in(file)
-            file.execute(f"PRAGMA user_version={_VERSION}")
+            if version != _VERSION:  # a full disk lets us read, and write nothing
+                file.execute(f"PRAGMA user_version={_VERSION}")
             rows = [Row(*row) for row in file.execute(f"SELECT {_COLUMNS} FROM parcel ORDER BY id")]
             holes = {number: _decode_holes(losses) for number, losses in file.execute("SELECT * FROM hole")}
             for row in rows:
@@ -274,8 +276,15 @@ class Spill:
             file.close()
             raise
         self._file = file
-        self._next = rows[-1].number + _STRIDE if rows else _STRIDE
+        if rows:
+            self._next = rows[-1].number + _STRIDE
         return rows
+
+    def _index(self) -> sqlite3.Connection:
+        if self._file is None:  # there was no room for it
+            self._open()
+        assert self._file is not None
+        return self._file
 
     def _move_in(self, file: sqlite3.Connection) -> None:
         """Take over what the version before this one left."""
@@ -293,43 +302,66 @@ class Spill:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _store(self, rows: list[Row], chunks_of: Callable[[], list[Chunk] | None], by_rank: bool) -> None:
-        assert self._file is not None
         chunks = chunks_of()
         if chunks is None:
             return
+        file = self._index()
+        self._delete_due()
         places: list[Place] = []
         try:
             values = []
             for row in rows:
-                place = self._bodies.write(_pieces(chunks, row.rank, by_rank))
+                place = self._bodies.write(pieces_of(chunks, row.rank, by_rank=by_rank))
                 places.append(place)
                 columns = msgspec.structs.astuple(row)[:-1]
                 values.append((_id(row.number, row.rank), *columns, place.length, place.checksum, place.start))
             # One statement: all ranks of a parcel, or none.
             marks = ", ".join(["(" + ", ".join("?" * len(values[0])) + ")"] * len(values))
-            self._file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
+            file.execute(f"INSERT INTO parcel VALUES {marks}", [one for row in values for one in row])
         except BaseException:
             for place in places:
                 self._bodies.remove(place)
             raise
 
     def _note(self, number: int, losses: bytes) -> None:
-        assert self._file is not None
-        self._file.execute("REPLACE INTO hole VALUES (?, ?)", (number, losses))
+        self._index().execute("REPLACE INTO hole VALUES (?, ?)", (number, losses))
 
     def _load(self, number: int) -> list[Chunk]:
         assert self._file is not None
-        return _merge(self._bodies.read(place) for place in self._places(_ids(number)))
+        return merged(self._bodies.read(place) for place in self._places(_ids(number)))
 
     def _delete(self, number: int, rank: int | None) -> None:
+        if self._file is None:
+            return  # nothing was ever written
+        ids = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
+        self._due.append(_Due(number, ids, self._places(ids)))
+        self._delete_due()
+
+    def _delete_due(self) -> None:
+        """Delete what is due. What a full disk keeps would be sent, or told, once more by the next run."""
+        try:
+            self._delete_rows()
+        except sqlite3.Error:
+            # The index has no room to forget anything: it gets that of the bodies.
+            for due in self._due:
+                self._forget_bodies(due)
+            self._bodies.trim()
+            self._delete_rows()
+
+    def _delete_rows(self) -> None:
         assert self._file is not None
-        first, end = _ids(number) if rank is None else (_id(number, rank), _id(number, rank) + 1)
-        gone = self._places((first, end))
-        self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", (first, end))
-        for place in gone:
+        while self._due:
+            due = self._due[0]
+            self._file.execute("DELETE FROM parcel WHERE id >= ? AND id < ?", due.ids)
+            self._forget_bodies(due)
+            if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(due.number)).fetchone() is None:
+                self._file.execute("DELETE FROM hole WHERE number = ?", (due.number,))
+            self._due.popleft()
+
+    def _forget_bodies(self, due: _Due) -> None:
+        places, due.places = due.places, []
+        for place in places:
             self._bodies.remove(place)
-        if self._file.execute("SELECT 1 FROM parcel WHERE id >= ? AND id < ?", _ids(number)).fetchone() is None:
-            self._file.execute("DELETE FROM hole WHERE number = ?", (number,))
 
     def _places(self, ids: tuple[int, int]) -> list[Place]:
         assert self._file is not None
@@ -339,6 +371,8 @@ class Spill:
     def _close(self) -> None:
         if self._file is None:
             return
+        with contextlib.suppress(sqlite3.Error):
+            self._delete_due()
         empty = self._file.execute("SELECT 1 FROM parcel LIMIT 1").fetchone() is None
         self._file.close()
         self._file = None

@@ -99,7 +99,9 @@ class StreamOutlet(Outlet):
         except BusUnavailable:
             await asyncio.sleep(RETRY_DELAY)
         except BusRefused as error:
-            log.error("a stream is not to be had; its events wait", stream=self.stream.name, reason=str(error))
+            if str(error) != self._told:
+                self._told = str(error)
+                log.error("a stream is not to be had; its events wait", stream=self.stream.name, reason=self._told)
             await asyncio.sleep(REFUSED_DELAY)
         else:
             self._pipeline = self._durable.appender(self.stream, self.wake)

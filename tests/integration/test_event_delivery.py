@@ -7,6 +7,7 @@ import json
 import socket
 import sys
 import urllib.request
+from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import nats.js.errors
 import pytest
 import redis.asyncio
 from nats.js.api import AckPolicy, ConsumerConfig
+from structlog.testing import capture_logs
 
+from bridge.bus.base import StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.relay import stream_outlet
 from bridge.simulator import SimulatedSwitch
 from bridge.worker import Worker
 from tests.integration.conftest import House
@@ -77,6 +81,44 @@ async def test_a_broker_that_dies_and_comes_back_costs_a_durable_delivery_nothin
     await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
     events = await stored(house.broker, stream_of(house))
     assert numbers(events, "kept") == list(range(600))
+
+
+async def test_a_broker_without_its_jetstream_for_a_while_costs_a_durable_delivery_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Restarted with another configuration: events wait, which is said once, and the worker goes on trying."""
+    monkeypatch.setattr(stream_outlet, "REFUSED_DELAY", 0.02)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("nats"))
+        house = House(broker, tmp_path, stack)
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+        switch.fire("CUSTOM", {"number": "0"}, subclass="kept")
+        await house.until(lambda: worker.metrics.totals["events_published"])
+        usual = broker._nats_config
+        asked = Counter[str]()
+        ensure = worker.bus.ensure_stream  # type: ignore[attr-defined]
+
+        async def count(stream: StreamSpec) -> None:
+            asked[stream.name] += 1
+            await ensure(stream)
+
+        monkeypatch.setattr(worker.bus, "ensure_stream", count)
+        with capture_logs() as logs:
+            await broker.kill()
+            monkeypatch.setattr(broker, "_nats_config", lambda folder: f'host: "127.0.0.1"\nport: {broker.port}\n')
+            await broker.start()
+            for number in range(1, 100):
+                switch.fire("CUSTOM", {"number": str(number)}, subclass="kept")
+            await house.until(lambda: asked["FS_EVENTS"] > 5)
+            await broker.kill()
+            monkeypatch.setattr(broker, "_nats_config", usual)
+            await broker.start()
+            await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        assert numbers(await stored(broker, "FS_EVENTS"), "kept") == list(range(100))
+        assert [one["event"] for one in logs if one["log_level"] == "error"] == [
+            "a stream is not to be had; its events wait"
+        ]
 
 
 async def test_a_broker_that_is_full_for_a_while_costs_a_durable_delivery_nothing(house: House) -> None:

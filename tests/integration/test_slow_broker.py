@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
+from nats import connect
 
-from bridge.bus.base import Bus, Message
+from bridge.bus.base import Bus, Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.nats import NatsBus, link, pipeline
 from bridge.bus.open import open_bus
 from bridge.bus.storage import Grant
 from bridge.errors import BusError
@@ -115,3 +117,54 @@ async def test_a_lease_is_renewed_beside_megabytes_that_do_not_get_through(bus: 
     await bus.storage.remove("workers", name)
     publishing.cancel()
     await asyncio.gather(publishing, return_exceptions=True)
+
+
+class Trickle(Bottleneck):
+    """A proxy that passes some hundred KB/s to the broker."""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        there, broker = await asyncio.open_connection("127.0.0.1", self._target.port)
+        self._writers += [writer, broker]
+        self._tasks.add(asyncio.create_task(self._pump(there, writer)))
+        with contextlib.suppress(OSError):
+            while data := await reader.read(4096):
+                broker.write(data)
+                await asyncio.sleep(0.01)
+        broker.transport.abort()
+
+
+async def test_a_way_that_is_only_slow_is_not_lost(
+    nats_server: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers come late, and they come: nothing is in doubt, nothing is sent again."""
+    monkeypatch.setattr(link, "PING_INTERVAL", 0.3)
+    monkeypatch.setattr(link, "CONFIRM_BYTES", 16 * 1024)
+    monkeypatch.setattr(pipeline, "ACK_TIMEOUT", 0.3)
+    road = Trickle(nats_server.url)
+    bus = NatsBus(await road.start())
+    name = f"slow{secrets.token_hex(4)}"
+    stream = StreamSpec(name=name, key=name, topics=(f"{name}.kept.>",))
+    broken: list[str] = []
+    bus.on_broken = lambda: broken.append("broken")
+    try:
+        await bus.connect(10)
+        await bus.ensure_stream(stream)
+        for _ in range(25):
+            number = await bus.publish_many([Message(f"{name}.passed", b"x" * 8192) for _ in range(2)])
+        appender = bus.appender(stream, lambda: None)
+        await appender.append([Message(f"{name}.kept.a", b"y" * 8192, id=f"{name}{one}") for one in range(25)])
+        async with asyncio.timeout(20):
+            while appender.confirmed < 25 and not appender.failure:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (appender.confirmed, appender.failure) == (25, "")
+        assert bus.confirmed >= number
+        assert not broken
+    finally:
+        await bus.close()
+        await road.stop()
+        nats = await connect(nats_server.url)
+        await nats.jetstream().delete_stream(name)
+        await nats.close()

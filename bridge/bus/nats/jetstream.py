@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakSet
 
 import msgspec
+import structlog
 
 from bridge.bus.base import StreamSpec
 from bridge.bus.nats.inbox import ask
@@ -15,6 +16,8 @@ from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.pipeline import ACK_WINDOW, NatsAppender
 from bridge.bus.nats.room import Room, room_of
 from bridge.errors import BusRefused, BusUnavailable
+
+log = structlog.get_logger(__name__)
 
 API = "$JS.API."
 API_TIMEOUT = 2.0
@@ -53,6 +56,7 @@ class JetStream:
         self._rooms: dict[str, Room | None] = {}
         self._careful: dict[str, int] = {}
         self._not_told: NatsLink | None = None  # where the account's limits are not for us to know
+        self._warned: set[str] = set()
         self._appenders: WeakSet[NatsAppender] = WeakSet()
 
     async def ensure_stream(self, stream: StreamSpec) -> None:
@@ -61,6 +65,7 @@ class JetStream:
         info = await self._info(link, stream)
         error = info.get("error")
         if error is None:
+            self._warn(stream.name, info)
             self._rooms[stream.name] = await self._room(link, info)
             return
         if error.get("err_code") != _NOT_FOUND:
@@ -74,6 +79,13 @@ class JetStream:
             if error.get("err_code") not in _NO_ROOM or max_bytes // 2 < SMALLEST_STREAM:
                 raise BusRefused(f"stream {stream.name} cannot be created: {error.get('description')}")
             max_bytes //= 2
+
+    def _warn(self, name: str, info: dict[str, Any]) -> None:
+        """Say once that an operator's stream keeps nothing: the server acknowledges what it forgets at once."""
+        interest = (info.get("config") or {}).get("retention") == "interest"
+        if interest and not (info.get("state") or {}).get("consumer_count") and name not in self._warned:
+            self._warned.add(name)
+            log.warning("a stream keeps only what its consumers want, and has none: events are lost in it", stream=name)
 
     async def _create(self, link: NatsLink, stream: StreamSpec, max_bytes: int) -> dict[str, Any] | None:
         config = {

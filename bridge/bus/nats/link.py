@@ -55,6 +55,7 @@ class NatsLink:
         self._acknowledged = 0
         self._number = 0
         self._pings: deque[float] = deque()
+        self._ponged = 0.0
         self._next: asyncio.Future[None] | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self._room: set[asyncio.Future[None]] = set()
@@ -152,6 +153,15 @@ class NatsLink:
         """Bytes written and not confirmed yet."""
         return self._written - self._acknowledged
 
+    @property
+    def position(self) -> int:
+        """Bytes written so far."""
+        return self._written
+
+    def arrived(self, position: int) -> bool:
+        """Whether the server has certainly read all that was written up to there."""
+        return self._acknowledged >= position
+
     def write_batch(self, batch: Sequence[Message], number: int) -> None:
         """Write a batch, and what was gathered before it, in one write; it bears ``number``."""
         self.wire.add_batch(batch)
@@ -219,6 +229,7 @@ class NatsLink:
             if not self.alive:
                 return
             self._pings.popleft()
+            self._ponged = self._loop.time()
             self._acknowledged = written
             if number:
                 self.on_confirmed(number)
@@ -233,7 +244,8 @@ class NatsLink:
         self.wire.write(pong)
 
     def _check_life(self) -> None:
-        if self._pings and self._loop.time() - self._pings[0] > 1.9 * PING_INTERVAL:
+        # What answers late, behind megabytes that trickle, is alive all the same.
+        if self._pings and self._loop.time() - max(self._pings[0], self._ponged) > 1.9 * PING_INTERVAL:
             self._lose(f"no sign of life for {2 * PING_INTERVAL:.0f} s")
             return
         if not self._pings:

@@ -22,10 +22,10 @@ from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
 from bridge.bus.nats.room import Room
-from bridge.errors import PublishWithdrawn
+from bridge.errors import BusRefused, PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
-"""Seconds without any ack after which the pipeline has broken off."""
+"""Seconds without any ack, of what the server has read, after which the pipeline has broken off."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
 ACK_BYTES = 4 << 20
@@ -94,7 +94,8 @@ class NatsAppender(Pipeline):
         self._on_refusal = on_refusal
         self._refused = False
         self._ahead: set[int] = set()
-        self._parts: deque[tuple[int, int]] = deque()  # of what was written: the number behind its last, its bytes
+        # Of what was written: the number behind its last, its bytes, and where on the link it ends.
+        self._parts: deque[tuple[int, int, int]] = deque()
         self._bytes = 0
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
@@ -124,7 +125,7 @@ class NatsAppender(Pipeline):
             link.write()
             self.written += end - position
             size = sum([len(message.payload) for message in batch[position:end]])
-            self._parts.append((self.written, size))
+            self._parts.append((self.written, size, link.position))
             self._bytes += size
             position = end
             if self._watch is None:
@@ -133,13 +134,16 @@ class NatsAppender(Pipeline):
 
     async def _until_light(self) -> None:
         """Wait until what is written and not acknowledged is not too much to be kept."""
-        parts = self._parts
         while True:
-            while parts and parts[0][0] <= self.confirmed:
-                self._bytes -= parts.popleft()[1]
+            self._forget_confirmed()
             if self._bytes <= ACK_BYTES:
                 return
             await self.until(self.outstanding - 1)
+
+    def _forget_confirmed(self) -> None:
+        parts = self._parts
+        while parts and parts[0][0] <= self.confirmed:
+            self._bytes -= parts.popleft()[1]
 
     async def _fitting(self, batch: Sequence[Message], start: int, end: int) -> int:
         """Where the next part of a batch ends: near a stream's end one message at a time, each behind the ack before.
@@ -152,7 +156,11 @@ class NatsAppender(Pipeline):
         if self._room is not None and self._loop.time() - self._asked_at >= _ASK_AGAIN:
             # Others write too, and others take away: what was true a moment ago is no more.
             await self.until(0)
-            self._room = await self._ask_room()
+            try:
+                self._room = await self._ask_room()
+            except BusRefused as error:
+                self.fail(str(error))
+                self.check()
             self._asked_at = self._loop.time()
         if self._room is None:
             return end
@@ -218,6 +226,10 @@ class NatsAppender(Pipeline):
         self._watch = None
         if not self.outstanding or self.failure:
             return
+        self._forget_confirmed()
+        if self._link is not None and self._parts and not self._link.arrived(self._parts[0][2]):
+            # A slow way: what is still on it can not be acknowledged. Whether it is one at all is the link's to say.
+            self._heard = self._loop.time()
         silent = self._loop.time() - self._heard
         if silent >= ACK_TIMEOUT:
             self._refuse(f"no ack within {ACK_TIMEOUT:g} s")

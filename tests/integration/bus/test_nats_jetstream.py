@@ -11,6 +11,7 @@ from typing import Any
 import nats
 import pytest
 from nats.js import JetStreamContext
+from structlog.testing import capture_logs
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
@@ -428,3 +429,42 @@ async def test_acks_of_many_kinds_are_counted(server: EmbeddedBroker, open_nats:
     await line.until(0)
     assert line.confirmed == 1_000
     assert (await js.stream_info("FS_EVENTS")).state.messages == 1_000
+
+
+async def test_limits_that_are_not_told_any_more_break_the_pipeline_off(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stands still, or a right that was taken away: the caller goes on when it is to be had again."""
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], max_bytes=1 << 20, discard="new")
+    bus = await open_nats(server.url)
+    await bus.ensure_stream(SPEC)
+    line = bus.appender(SPEC, lambda: None)
+    with monkeypatch.context() as patch:
+
+        async def silence(*_: Any) -> None:
+            return None
+
+        patch.setattr(jetstream, "ask", silence)
+        with pytest.raises(BusUnavailable, match="no answer from JetStream"):
+            await line.append(events(10))
+    assert line.failure
+    assert not line.written
+    await append_all(bus, SPEC, events(10))
+    assert await stored(js) == list(range(10))
+
+
+async def test_a_stream_that_keeps_nothing_is_warned_of(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext
+) -> None:
+    """It keeps what its consumers want, and has none: JetStream acknowledges, and forgets."""
+    await js.add_stream(name="FS_EVENTS", subjects=["fs.events.>"], retention="interest")
+    bus = await open_nats(server.url)
+    with capture_logs() as logs:
+        await bus.ensure_stream(SPEC)
+        await bus.ensure_stream(SPEC)
+    assert [(one["log_level"], one["stream"]) for one in logs] == [("warning", "FS_EVENTS")]
+    await js.pull_subscribe("fs.events.>", durable="reader", stream="FS_EVENTS")
+    other = await open_nats(server.url)
+    with capture_logs() as logs:
+        await other.ensure_stream(SPEC)
+    assert not logs

@@ -227,3 +227,27 @@ async def test_closing_leaves_nothing_behind(
     assert len(asyncio.all_tasks()) == 1
     with pytest.raises(BusUnavailable):
         await bus.publish_many([Message(f"{queue}.x", b"1")])
+
+
+async def test_a_server_that_refuses_for_long_is_told_of_once_in_a_while(
+    open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually
+) -> None:
+    """A replica that nobody promotes: every queue hears the same no, at every attempt."""
+    server = await start_valkey()
+    bus: RedisBus = await open_redis(server.url)
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        await client.replicaof("127.0.0.1", "1")
+
+        async def refused() -> int:
+            return int((await client.info("errorstats")).get("errorstat_READONLY", {"count": 0})["count"])
+
+        await eventually(refused, lambda count: count >= 6)
+        await eventually(lambda: problems)
+        assert len(problems) == len(set(problems)), problems
+        await client.replicaof("NO", "ONE")
+        await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: taken)

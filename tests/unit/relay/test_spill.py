@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from bridge.bus.base import Message
 from bridge.bus.memory import MemoryBus
+from bridge.relay.backlog import PARCEL_SIZE
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Chunk
 from bridge.relay.notices import NoticeBoard
@@ -23,6 +28,18 @@ from bridge.relay.untold import Untold
 EPOCH = "0000000000000001.000000000001.abcd"
 
 
+@contextlib.contextmanager
+def full_disk() -> Iterator[list[Any]]:
+    """No file takes a byte. Gives what is logged meanwhile: it could not be written either."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with capture_logs() as logs:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+        try:
+            yield logs
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 class House:
     """A stream's buffer with its disk, over restarts."""
 
@@ -30,7 +47,8 @@ class House:
         self.path = folder / "w1.spill"
         self.bodies = folder / "w1.spill.bodies"
         self.spill = Spill(self.path)
-        self.reservoir = Reservoir(BufferLimits(disk=1 << 30, drop=drop), self.spill)  # type: ignore[arg-type]
+        untold = Untold(folder / "w1.untold")
+        self.reservoir = Reservoir(BufferLimits(disk=1 << 30, drop=drop), self.spill, untold)  # type: ignore[arg-type]
         self.reservoir.open()
         self.buffer = EventBuffer("fs1", lane="FS_EVENTS", reservoir=self.reservoir)
 
@@ -40,13 +58,12 @@ class House:
 
     async def end(self) -> int:
         given_up = self.buffer.close(9.0)
-        await self.reservoir.close()
-        return given_up
+        return given_up + (await self.reservoir.close()).total()
 
-    async def rest(self) -> list[str]:
+    async def rest(self, size: int = 1 << 30) -> list[str]:
         ready = asyncio.Event()
         self.buffer.wake = ready.set
-        while not (chunks := self.buffer.take(1 << 30)):
+        while not (chunks := self.buffer.take(size)):
             if not self.buffer.events:
                 return []
             ready.clear()
@@ -69,6 +86,40 @@ async def test_a_body_without_its_entry_is_removed(tmp_path: Path) -> None:
     await again.end()
     assert not again.bodies.exists()
     assert not again.path.exists()
+
+
+async def test_what_comes_back_from_a_broken_pipeline_is_no_reason_to_drop(tmp_path: Path) -> None:
+    """It was in memory on its way too, and was not counted there."""
+    reservoir = Reservoir(BufferLimits(size=2 << 20, disk=1 << 30), Spill(tmp_path / "w1.spill"))
+    reservoir.open()
+    buffer = EventBuffer("fs1", lane="FS_EVENTS", reservoir=reservoir)
+    ready = asyncio.Event()
+    buffer.wake = ready.set
+
+    async def read(first: int, end: int) -> None:
+        for number in range(first, end):
+            assert buffer.append(Chunk(EPOCH, [Message("t", b"x", str(number))], 100_000, 5.0)) == 0
+            await asyncio.sleep(0)
+
+    async def take(size: int) -> list[Chunk]:
+        taken: list[Chunk] = []
+        while sum(chunk.size for chunk in taken) < size and buffer.events:
+            ready.clear()
+            if not (some := buffer.take(1 << 20)):
+                await ready.wait()
+            taken += some
+        return taken
+
+    async with asyncio.timeout(10):
+        await read(0, 100)
+        for number in range(3):
+            taken = await take(5 << 20)
+            buffer.put_back(taken)
+            await read(100 + 10 * number, 110 + 10 * number)
+        got = await take(1 << 30)
+    assert [one.messages[0].id for one in got] == [str(number) for number in range(130)]
+    assert reservoir.size == reservoir.returned == 0
+    await reservoir.close()
 
 
 @pytest.mark.parametrize("step", [90_000.0, -90_000.0])
@@ -145,6 +196,89 @@ async def test_a_body_that_cannot_be_written_leaves_nothing(tmp_path: Path, drop
     again = House(tmp_path, drop)
     assert again.buffer.events == 0
     await again.end()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_disk_that_is_full_at_the_start_costs_nothing_that_is_on_it(tmp_path: Path, killed: bool) -> None:
+    house = House(tmp_path)
+    house.read(0, 3)
+    await house.end()
+    if killed:  # what it did last is in the log of the index only
+        index = sqlite3.connect(house.path)
+        index.execute("UPDATE parcel SET rank = rank")
+        index.commit()
+        left = [house.path, tmp_path / "w1.spill-wal"]
+        kept = [path.read_bytes() for path in left]
+        index.close()
+        for path, content in zip(left, kept, strict=True):
+            path.write_bytes(content)
+    with full_disk() as said:
+        again = House(tmp_path)
+        assert again.buffer.events == 3
+        assert await again.rest() == ["0", "1", "2"]
+    assert not (tmp_path / "w1.spill.broken").exists(), said
+    await again.end()
+    assert not again.path.exists()
+
+
+async def test_a_spill_that_a_full_disk_has_no_room_for_is_made_later(tmp_path: Path) -> None:
+    with full_disk() as said:
+        house = House(tmp_path)
+    assert [one["event"] for one in said] == ["events cannot be spilled to disk"]
+    assert not house.path.exists()
+    house.read(0, 3)
+    assert await house.end() == 0
+    again = House(tmp_path)
+    assert await again.rest() == ["0", "1", "2"]
+    await again.end()
+    assert not again.path.exists()
+
+
+async def test_what_a_full_disk_does_not_let_go_is_not_sent_again(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for number in range(3):
+        house.buffer.append(Chunk(EPOCH, [Message("t", b"x", str(number))], PARCEL_SIZE, 5.0))
+    await house.end()
+    again = House(tmp_path)
+    with full_disk() as said:
+        for number in range(3):
+            assert await again.rest(1) == [str(number)]
+        await again.spill.settle()
+        assert not again.bodies.stat().st_size, "its room is what the index needs to forget"
+    assert [one["event"] for one in said] == ["the spill failed"], "once, not for every parcel"
+    await again.end()
+    assert not again.path.exists()
+    assert not again.bodies.exists()
+
+
+@pytest.mark.parametrize("end", ["full", "mended"])
+async def test_what_the_disk_refused_is_written_at_the_end_or_told_as_lost(tmp_path: Path, end: str) -> None:
+    house = House(tmp_path)
+    with full_disk():
+        for number in range(3):
+            house.buffer.append(Chunk(EPOCH, [Message("t", b"x", str(number))], PARCEL_SIZE, 5.0))
+        house.buffer.spill()
+        house.spill.catch_up(5.0)
+        house.spill.catch_up(1.0)
+        assert house.spill.failing
+        if end == "full":
+            house.buffer.close(9.0)
+            await house.spill.settle()
+    if end == "mended":
+        assert await house.end() == 0
+        again = House(tmp_path)
+        assert [await again.rest(1) for _ in range(3)] == [["0"], ["1"], ["2"]]
+    else:
+        assert (await house.reservoir.close())["fs1"] == 3
+        again = House(tmp_path)
+        assert again.buffer.events == 0
+        again.buffer.own_up(1)
+        again.read(3, 1)
+        assert await again.rest() == ["3"]
+        [loss] = again.buffer.take_losses()
+        assert (loss.reason, loss.count, loss.exact) == ("buffer", 3, True)
+    await again.end()
+    assert not again.path.exists()
 
 
 async def test_a_spill_of_the_version_before_is_taken_over(tmp_path: Path) -> None:
