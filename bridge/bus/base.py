@@ -109,6 +109,10 @@ class Delivery(Protocol):
     def pulled(self) -> bool:
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
 
+    @property
+    def perhaps_lost_at(self) -> float:
+        """The instant (``time.monotonic``) from which another worker may have claimed it; infinite where none can."""
+
     def finish(
         self,
         address: str,
@@ -127,6 +131,12 @@ class Delivery(Protocol):
 
     def reject(self, reason: str) -> None:
         """Put the entry with its ``reason`` into the dead letters, then remove it from the queue."""
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """Ask whether it is ours still, and renew it then: ``perhaps_lost_at`` moves on.
+
+        ``told`` is called once, with None where the broker does not answer. A queue that cannot be asked says True.
+        """
 
     def let_go(self) -> None:
         """Write nothing and renew the entry no more: another worker has it by now."""

@@ -7,6 +7,7 @@ round its consumers, a request that nobody can take is told, replies need no add
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,7 @@ class MemoryDelivery:
     claimed = False
     doubtful = False
     pulled = False
+    perhaps_lost_at = math.inf
 
     def __init__(
         self, broker: MemoryBroker, queue: str, payload: bytes, headers: Mapping[str, str], reply_to: str
@@ -128,6 +130,10 @@ class MemoryDelivery:
     def reject(self, reason: str) -> None:
         """See ``Delivery``."""
         self._broker.dead.append((self.queue, self.payload, reason))
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
+        told(True)
 
     def let_go(self) -> None:
         """See ``Delivery``: never asked for, nobody else can have it."""

@@ -66,10 +66,33 @@ def freeze(self, exchange, result, parts=None):
     end(self, exchange, result, parts)
 ReplyDesk.end = freeze
 """
+# It is frozen while a request waits in its line, or before its question has left for the ledger: it is about to run it.
+FREEZES_IN_LINE = """
+import os, signal
+from bridge.relay.commands import CommandRelay
+stand = CommandRelay._stand_in_line
+def freeze(self, exchange):
+    stand(self, exchange)
+    if exchange.id == "x":
+        os.kill(os.getpid(), signal.SIGSTOP)
+CommandRelay._stand_in_line = freeze
+"""
+FREEZES_BEFORE_THE_LEDGER = """
+import os, signal
+from bridge.relay.commands import CommandRelay
+ask = CommandRelay._ask_ledger
+def freeze(self, exchange):
+    if exchange.id == "x":
+        CommandRelay._ask_ledger = ask
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ask(self, exchange)
+CommandRelay._ask_ledger = freeze
+"""
 CLAIM_AFTER = 1.0
 # One command, and then none for a quarter of an hour: its "no" is "busy", and another worker is not at its limit.
 LIMITED = "[policy.rates]\neval = 0.001\nstatus = 0.001\n"
 QUEUES = {"nats": "esl.queue", "cluster": "esl.cmd", "redis": "esl.cmd", "list": "esl.cmd"}
+DENIES = '[policy]\ndeny = ["eval"]\n'
 # What one says who finds that its entry is another's: by the records, or by the one step that writes and removes.
 NOTICES = {
     "nats": "has taken over the request x",
@@ -206,4 +229,42 @@ async def test_a_no_outlives_a_broker_that_never_got_the_acknowledgement(scene: 
     await scene.worker("b", "shared")
     await until(lambda: len(replies) > 1, what=f"the heir's word\n{scene.arena.outputs()}")
     assert [(it.status, it.executed, it.replayed) for it in replies] == [("busy", "no", False), ("busy", "no", True)]
+    assert not scene.switch.executed["eval x"]
+
+
+THAWS = [("redis", "shared"), ("redis", "memory"), ("list", "shared"), ("cluster", "shared"), ("nats", "shared")]
+
+
+@pytest.mark.parametrize(("place", "ledger"), THAWS, ids=[" ".join(way) for way in THAWS], indirect=["place"])
+async def test_one_who_was_frozen_before_the_ledger_does_not_run_what_its_heir_refused(
+    scene: Scene, ledger: str
+) -> None:
+    worker = await scene.worker("a", ledger, prelude=FREEZES_BEFORE_THE_LEDGER)
+    await thawed(scene, worker, ledger, await scene.ask("x", QUEUES[scene.kind]))
+
+
+@pytest.mark.parametrize("place", ["redis", "list", "cluster"], indirect=True)
+async def test_one_who_was_frozen_does_not_run_what_waited_in_its_line(scene: Scene) -> None:
+    worker = await scene.worker("a", "shared", prelude=FREEZES_IN_LINE)
+    queue = QUEUES[scene.kind] + ".fs1"
+    await scene.ask("slow", queue, "msleep 1000")
+    await until(lambda: scene.switch.executed["msleep 1000"], what="the line is taken")
+    await thawed(scene, worker, "shared", await scene.ask("x", queue))
+
+
+async def thawed(scene: Scene, worker: Process, ledger: str, replies: list[CommandReply]) -> None:
+    """The worker stands still, its heir refuses the request; nothing of it may run when the first is back."""
+    await scene.worker("b", ledger, DENIES)
+    await until(lambda: replies, what=f"the heir's word\n{scene.arena.outputs()}")
+    word = ("connection_lost", "unknown") if ledger == "memory" else ("denied", "no")
+    assert (replies[0].status, replies[0].executed) == word
+    worker.send(signal.SIGCONT)
+    if ledger == "shared" and scene.kind in ("nats", "cluster"):  # it finds the record, and repeats what it says
+        await until(lambda: len(replies) > 1, what=f"it noticed\n{scene.arena.outputs()}")
+        assert replies[1].replayed
+    else:
+        await until(lambda: "has taken over the request x" in worker.output, what=f"it noticed\n{worker.output}")
+    later = [await scene.ask(f"l{number}", QUEUES[scene.kind], "status", to="fs1") for number in range(20)]
+    await until(lambda: all(later), what="the queue goes on")
+    assert {(it.status, it.executed, it.worker) for it in replies} == {(*word, "b")}
     assert not scene.switch.executed["eval x"]

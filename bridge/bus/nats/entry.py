@@ -5,7 +5,8 @@ This room never asks the server for anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from bridge.bus.nats.reading import Incoming
@@ -97,6 +98,7 @@ class DurableEntry:
         "doubtful",
         "entry_id",
         "payload",
+        "perhaps_lost_at",
         "queue",
         "queued_at",
     )
@@ -106,7 +108,15 @@ class DurableEntry:
     """What JetStream puts there is for acknowledgements; the reply address stands in the body."""
 
     def __init__(
-        self, message: Incoming, queue: str, facts: AckFacts, ack: str, consumer: _Consumer, since: int
+        self,
+        message: Incoming,
+        queue: str,
+        facts: AckFacts,
+        ack: str,
+        consumer: _Consumer,
+        *,
+        since: int,
+        perhaps_lost_at: float,
     ) -> None:
         self.payload: bytes = message.data
         self.queue = queue
@@ -115,6 +125,7 @@ class DurableEntry:
         self.count = facts.delivered
         self.claimed = facts.delivered > 1
         self.doubtful = not self.claimed and facts.place <= since
+        self.perhaps_lost_at = perhaps_lost_at
         self.ack = ack
         self.done = False
         self._message = message
@@ -149,6 +160,11 @@ class DurableEntry:
         )
         content_type = self.headers.get("Content-Type", "")[:128]
         self._consumer.finish(self, b"+TERM", self._consumer.dead_letters, payload, content_type, headers)
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``: JetStream takes a sign of work from anybody; only the entry's record tells more."""
+        self.perhaps_lost_at = math.inf
+        told(True)
 
     def let_go(self) -> None:
         """See ``Delivery``: an acknowledgement of ours would take it from whoever has it."""

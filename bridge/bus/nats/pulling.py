@@ -218,7 +218,8 @@ class DurableConsumer:
         if known is not None:  # ours all the time; the server thought that we were gone
             known.ack = ack
         else:
-            entry = DurableEntry(message, self.queue, facts, ack, self, self._since)
+            lost_at = time.monotonic() + self._ack_wait / 3
+            entry = DurableEntry(message, self.queue, facts, ack, self, since=self._since, perhaps_lost_at=lost_at)
             if self._on_its_way_for_long():
                 entry.claimed, entry.doubtful = True, False
             self._in_hand[facts.entry_id] = entry

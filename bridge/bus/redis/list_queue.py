@@ -71,6 +71,10 @@ class ListEntry:
             self.done = True
             self._queue.answers.reject(self, reason)
 
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
+        self._queue.confirm(self, told)
+
     def let_go(self) -> None:
         """See ``Delivery.let_go``."""
         if not self.done:
@@ -247,14 +251,16 @@ class ListQueue(Pull):
             members = command(b"SMEMBERS", self._prefix + b"workers")
             self.answers.submit(Operation(members, 1, self._found_workers, key=self.key))
 
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
         """See ``Pull.confirm``: with a sign of life whatever is in our list stays there."""
         assert isinstance(delivery, ListEntry)
+        lost_at = self.perhaps_lost_at()
 
         def looked(replies: list[Reply], error: Exception | None) -> None:
-            delivery.perhaps_lost_at = self.perhaps_lost_at()
-            self._must_look |= error is not None
-            told(error is None and delivery.is_there(replies[-1]))
+            if error is None:
+                delivery.perhaps_lost_at = lost_at
+            self._must_look |= error is not None  # who lets it go then finds it again
+            told(None if error is not None else delivery.is_there(replies[-1]))
 
         self.answers.submit(Operation(self._sign_of_life() + delivery.probe, 3, looked, key=self.key))
 

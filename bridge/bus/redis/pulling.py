@@ -82,8 +82,8 @@ class Pull(ABC):
         """Show that we live; look for what silent workers left."""
 
     @abstractmethod
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
-        """Ask whether an entry is still ours, and renew it then."""
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
 
     @abstractmethod
     def give_back(self) -> None:
@@ -208,7 +208,7 @@ class Pull(ABC):
     def _sure(self, delivery: Delivery) -> None:
         asked_at = time.monotonic()
 
-        def told(ours: bool) -> None:
+        def told(ours: bool | None) -> None:
             if ours and time.monotonic() - asked_at > self._claim_after / 2:
                 self._sure(delivery)  # we stood still again
             elif ours:

@@ -101,6 +101,10 @@ class StreamEntry:
             self.done = True
             self._queue.answers.reject(self, reason)
 
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
+        self._queue.confirm(self, told)
+
     def let_go(self) -> None:
         """See ``Delivery.let_go``."""
         if not self.done:
@@ -301,14 +305,15 @@ class StreamQueue(Pull):
         else:
             two_steps()
 
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
-        """See ``Pull.confirm``; where nobody could say it is claimed like a silent worker's, by us or by others."""
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
+        """See ``Pull.confirm``."""
         assert isinstance(delivery, StreamEntry)
-        ident = delivery.ident
+        ident, lost_at = delivery.ident, self.perhaps_lost_at()
 
         def renewed(mine: set[bytes] | None) -> None:
-            delivery.perhaps_lost_at = self.perhaps_lost_at()
-            told(mine is not None and ident in mine)
+            if mine is not None:
+                delivery.perhaps_lost_at = lost_at
+            told(None if mine is None else ident in mine)
 
         self._renew([ident], renewed)
 
