@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from bridge.bus.clock import BrokerClock
 from bridge.bus.records import Records
 from bridge.bus.storage import Storage
 
@@ -95,7 +96,10 @@ class Delivery(Protocol):
 
     @property
     def queued_at(self) -> float | None:
-        """Unix time in seconds by the broker's clock; None where the broker does not keep it."""
+        """When the broker got it, as this machine's clock showed then (Unix time, s); None where it does not say.
+
+        What the broker wrote down is corrected by how far the clocks are apart (``Bus.clock``), where that is known.
+        """
 
     @property
     def claimed(self) -> bool:
@@ -198,6 +202,10 @@ class Bus(Protocol):
     @property
     def records(self) -> Records:
         """What the broker keeps for the ledger; ``Records.open`` raises ``BusRefused`` where it keeps nothing."""
+
+    @property
+    def clock(self) -> BrokerClock:
+        """The broker's, where durable queues are consumed and it tells the time."""
 
     @property
     def roll_call(self) -> str:

@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from bridge.bus.appending import Pipeline
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.clock import BrokerClock
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
@@ -174,6 +175,7 @@ class MemoryBus:
         self.confirmed = 0
         self.connected = False
         self.roll_call = ""
+        self.clock = BrokerClock()
         self.storage = MemoryStorage(self, self.broker.shelf, lambda to, data: self.broker.publish(Received(to, data)))
         self.records = MemoryRecords(self, self.broker.records)
         self._published = 0

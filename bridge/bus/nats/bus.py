@@ -94,6 +94,7 @@ class NatsBus(JetStream):
         self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
         names = durable or QueueNames(dead=dead_letters)
         self._durable = DurableQueues(keeper, inbox_prefix, self, names=names, claim_after=claim_after)
+        self.clock = self._durable.clock
         self._held: deque[_Reply] = deque()
         self._held_bytes = 0
         self._leaving = False

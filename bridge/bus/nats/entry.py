@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from bridge.bus.clock import BrokerClock
 from bridge.bus.nats.reading import Incoming
 
 REASON_LENGTH = 256
@@ -117,11 +118,12 @@ class DurableEntry:
         *,
         since: int,
         perhaps_lost_at: float,
+        clock: BrokerClock,
     ) -> None:
         self.payload: bytes = message.data
         self.queue = queue
         self.entry_id = facts.entry_id
-        self.queued_at: float | None = facts.queued_at
+        self.queued_at: float | None = clock.here(facts.queued_at)
         self.count = facts.delivered
         self.claimed = facts.delivered > 1
         self.doubtful = not self.claimed and facts.place <= since

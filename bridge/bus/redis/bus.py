@@ -17,6 +17,7 @@ from typing import Literal
 import structlog
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.clock import BrokerClock
 from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation
@@ -115,6 +116,7 @@ class RedisBus:
         self.storage = RedisStorage(self._storage_writers)
         self.records = RedisRecords(self._writers)
         self.roll_call = ""
+        self.clock = BrokerClock()
         self._watch = Watch(self._link(b""), self._cannot_watch)
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
@@ -239,6 +241,7 @@ class RedisBus:
         own = functools.partial(self._link, queue.encode())
         # The queues of a Cluster lie on several servers.
         share = one_of_many and not self._servers.many
+        clock = BrokerClock() if one_of_many and self._servers.many else self.clock
         kind = ListQueue if self._queue_type == "list" else StreamQueue
         consumer: Pull = kind(
             queue,
@@ -249,6 +252,7 @@ class RedisBus:
             worker=self._worker,
             claim_after=self._claim_after,
             sharing=self._sharing,
+            clock=clock,
         )
         self._consumers.append(consumer)
         consumer.start()

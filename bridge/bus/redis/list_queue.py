@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
+from bridge.bus.clock import BrokerClock
 from bridge.bus.redis.answers import Answers, reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
@@ -139,8 +140,9 @@ class ListQueue(Pull):
         worker: str,
         claim_after: float,
         sharing: Sharing,
+        clock: BrokerClock,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing, clock=clock)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self._prefix = b"{%b}." % self.key

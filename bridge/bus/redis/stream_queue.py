@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
+from bridge.bus.clock import BrokerClock
 from bridge.bus.redis.answers import Answers, reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
@@ -79,7 +80,7 @@ class StreamEntry:
     @property
     def queued_at(self) -> float | None:
         """See ``Delivery.queued_at``: the time in the entry's id."""
-        return int(self.ident.partition(b"-")[0]) / 1000
+        return self._queue.clock.here(int(self.ident.partition(b"-")[0]) / 1000)
 
     def finish(
         self,
@@ -164,8 +165,9 @@ class StreamQueue(Pull):
         worker: str,
         claim_after: float,
         sharing: Sharing,
+        clock: BrokerClock,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing, clock=clock)
         self.worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}
