@@ -12,6 +12,7 @@ import msgspec
 
 from bridge.bus.clock import BrokerClock
 from bridge.bus.records import Records
+from bridge.bus.rights import Use
 from bridge.bus.storage import Storage
 
 
@@ -223,6 +224,15 @@ class Bus(Protocol):
     on_denied: Callable[[str], None]
     """Called for each message that the broker refused for want of rights, with its topic in lower case, before the
     batch that it was in is ``confirmed`` (NATS; Redis breaks the connection off)."""
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """Those of the uses that the broker would refuse us, found out without doing any of them.
+
+        Raises ``BusRefused`` where it does not tell, and ``BusUnavailable``.
+        """
+
+    async def servers(self) -> int | None:
+        """How many servers the broker has for copies of a stream; None where that is not known, or no matter."""
 
     async def connect(self, timeout: float) -> None:
         """Connect once, for tools. Raises ``BusUnavailable`` or ``BusRefused``."""

@@ -19,6 +19,7 @@ from bridge.bus.clock import BrokerClock
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
+from bridge.bus.rights import Use
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer, PublishWithdrawn
 
 DEFAULT_MAX_PAYLOAD = 1 << 20
@@ -189,6 +190,14 @@ class MemoryBus:
     def apart(self, queue: str) -> bool:
         """See ``Bus``: no entry outlives its worker here."""
         return False
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """See ``Bus``: everybody may do everything."""
+        return []
+
+    async def servers(self) -> int | None:
+        """See ``Bus``."""
+        return None
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus``."""

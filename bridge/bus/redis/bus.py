@@ -18,6 +18,7 @@ import structlog
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
 from bridge.bus.clock import BrokerClock
+from bridge.bus.redis import rights
 from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation
@@ -35,6 +36,7 @@ from bridge.bus.redis.topics import Topics
 from bridge.bus.redis.watch import Share, Watch
 from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
+from bridge.bus.rights import Use
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
 
 log = structlog.get_logger(__name__)
@@ -157,6 +159,14 @@ class RedisBus:
     def message_size(self, message: Message) -> int:
         """Redis limits each value; the payload is the only large one."""
         return len(message.payload)
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """See ``Bus.refused``."""
+        return await rights.refused(self._writers, self._queue_type, uses)
+
+    async def servers(self) -> int | None:
+        """See ``Bus.servers``: Redis copies what it is set up to."""
+        return None
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus.connect``."""
