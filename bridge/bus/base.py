@@ -115,6 +115,10 @@ class Delivery(Protocol):
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
 
     @property
+    def told(self) -> bytes:
+        """The reply with ``executed: no`` that somebody told, or was about to; empty where none is kept with it."""
+
+    @property
     def perhaps_lost_at(self) -> float:
         """The instant (``time.monotonic``) from which another worker may have claimed it; infinite where none can."""
 

@@ -104,6 +104,7 @@ class MemoryDelivery:
     claimed = False
     doubtful = False
     pulled = False
+    told = b""
     perhaps_lost_at = math.inf
 
     def __init__(

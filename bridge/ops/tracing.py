@@ -78,6 +78,11 @@ class TracedDelivery:
         return self._inner.pulled
 
     @property
+    def told(self) -> bytes:
+        """See ``Delivery``."""
+        return self._inner.told
+
+    @property
     def perhaps_lost_at(self) -> float:
         """See ``Delivery``."""
         return self._inner.perhaps_lost_at

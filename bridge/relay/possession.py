@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from bridge.messages.command import decode_reply
 from bridge.messages.reply import CommandReply
 from bridge.relay.desk import ReplyDesk
 from bridge.relay.exchange import Exchange
@@ -30,6 +31,8 @@ class Possession:
     def in_question(self, exchange: Exchange) -> bool:
         """Whether its record has to be asked before the ledger: others had the entry before, or may have it by now."""
         refusals, delivery = self._desk.refusals, exchange.delivery
+        if delivery.told:
+            return True
         if refusals is None or exchange.ours or not refusals.know(delivery):
             return False
         return refusals.inherited(delivery) or refusals.perhaps_lost(self._clock() - exchange.taken_at)
@@ -37,7 +40,9 @@ class Possession:
     def ask(self, exchange: Exchange, go_on: Callable[[], None]) -> None:
         """Call ``go_on`` when the entry is ours for sure, until ``exchange.ours_until``; else give way."""
         refusals, delivery = self._desk.refusals, exchange.delivery
-        if refusals is not None and refusals.know(delivery):
+        if delivery.told:
+            self._desk.give_way(exchange, decode_reply(delivery.told))
+        elif refusals is not None and refusals.know(delivery):
             until = self._clock() + refusals.sure_for
             refusals.claim(delivery, partial(self._recorded, exchange, go_on, until), asked=exchange.ours)
         else:

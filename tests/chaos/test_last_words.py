@@ -91,7 +91,8 @@ CommandRelay._ask_ledger = freeze
 CLAIM_AFTER = 1.0
 # One command, and then none for a quarter of an hour: its "no" is "busy", and another worker is not at its limit.
 LIMITED = "[policy.rates]\neval = 0.001\nstatus = 0.001\n"
-QUEUES = {"nats": "esl.queue", "cluster": "esl.cmd", "redis": "esl.cmd", "list": "esl.cmd"}
+DIES["cluster list"] = DIES["cluster"]
+QUEUES = {"nats": "esl.queue", **dict.fromkeys(("cluster", "redis", "list", "cluster list"), "esl.cmd")}
 DENIES = '[policy]\ndeny = ["eval"]\n'
 # What one says who finds that its entry is another's: by the records, or by the one step that writes and removes.
 NOTICES = {
@@ -99,6 +100,7 @@ NOTICES = {
     "cluster": "has taken over the request x",
     "redis": "another worker has a request by now that was refused here",
     "list": "another worker has a request by now that was refused here",
+    "cluster list": "another worker has a request by now that was refused here",
 }
 
 
@@ -113,7 +115,7 @@ class Scene:
 
     async def worker(self, id: str, ledger: str, extra: str = "", prelude: str = "") -> Process:
         commands = f'[commands]\ndurable = true\nclaim_after = {CLAIM_AFTER}\nledger = "{ledger}"\n'
-        if self.kind == "list":
+        if self.kind.endswith("list"):
             commands += 'queue_type = "list"\n'
         worker = await self.arena.worker(id, extra=commands + extra, prelude=prelude)
         await until(lambda: "requests are taken" in worker.output, what=f"{id} takes requests")
@@ -140,14 +142,14 @@ class Scene:
 def place(request: pytest.FixtureRequest) -> Any:
     """The broker; an async fixture cannot be asked for from within the loop."""
     kind = request.param
-    return kind, request.getfixturevalue("cluster") if kind == "cluster" else None
+    return kind, request.getfixturevalue("cluster") if kind.startswith("cluster") else None
 
 
 @pytest.fixture
 async def scene(place: Any, tmp_path: Path) -> AsyncIterator[Scene]:
     kind, servers = place
     async with AsyncExitStack() as stack:
-        if kind == "cluster":
+        if kind.startswith("cluster"):
             broker: Any = SimpleNamespace(url=url_of(servers))
         else:
             broker = await stack.enter_async_context(EmbeddedBroker("nats" if kind == "nats" else "redis"))
@@ -156,7 +158,7 @@ async def scene(place: Any, tmp_path: Path) -> AsyncIterator[Scene]:
         await switch.start()
         stack.push_async_callback(switch.stop)
         arena.switches = [switch]  # type: ignore[list-item]
-        client = Bridge(broker.url, queue_type="list" if kind == "list" else "stream")
+        client = Bridge(broker.url, queue_type="list" if kind.endswith("list") else "stream")
         yield Scene(arena, kind, await stack.enter_async_context(client))
 
 
@@ -167,6 +169,9 @@ WAYS = [
     ("cluster", "", "shared"),
     ("cluster", "", "memory"),
     ("cluster", ".fs1", "shared"),
+    ("cluster list", "", "shared"),
+    ("cluster list", "", "memory"),
+    ("cluster list", ".fs1", "shared"),
 ]
 
 
@@ -198,7 +203,7 @@ async def test_a_no_is_repeated_and_never_run_when_its_worker_dies_before_the_re
     assert scene.switch.executed["eval x"] == 1
 
 
-@pytest.mark.parametrize("place", ["nats", "cluster", "redis", "list"], indirect=True)
+@pytest.mark.parametrize("place", ["nats", "cluster", "redis", "list", "cluster list"], indirect=True)
 async def test_a_no_of_one_who_was_frozen_is_not_told_beside_the_heirs_answer(scene: Scene) -> None:
     queue = QUEUES[scene.kind]
     worker = await scene.worker("a", "shared", LIMITED, FREEZES)
@@ -233,6 +238,7 @@ async def test_a_no_outlives_a_broker_that_never_got_the_acknowledgement(scene: 
 
 
 THAWS = [("redis", "shared"), ("redis", "memory"), ("list", "shared"), ("cluster", "shared"), ("nats", "shared")]
+THAWS += [("cluster list", "shared")]
 
 
 @pytest.mark.parametrize(("place", "ledger"), THAWS, ids=[" ".join(way) for way in THAWS], indirect=["place"])

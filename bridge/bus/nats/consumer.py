@@ -47,6 +47,7 @@ class NatsDelivery:
     claimed = False
     doubtful = False
     pulled = False
+    told = b""
     perhaps_lost_at = math.inf
 
     def __init__(self, message: Incoming, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:

@@ -105,6 +105,7 @@ class DurableEntry:
     )
 
     pulled = True
+    told = b""
     reply_to = ""
     """What JetStream puts there is for acknowledgements; the reply address stands in the body."""
 

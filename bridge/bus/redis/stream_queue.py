@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.clock import BrokerClock
-from bridge.bus.redis.answers import Answers, reply_if
+from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.entry import reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
@@ -49,6 +50,7 @@ class StreamEntry:
 
     doubtful = False
     pulled = True
+    told = b""
     __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload", "perhaps_lost_at")
 
     def __init__(self, queue: StreamQueue, ident: bytes, fields: list[bytes], *, claimed: bool, count: int) -> None:
@@ -137,6 +139,13 @@ class StreamEntry:
     def removed(self) -> None:
         """See ``Entry.removed``."""
         self._queue.in_hand.pop(self.ident, None)
+
+    def keep_refusal(self, reply: bytes) -> bytes:
+        """See ``Entry.keep_refusal``: entries that have ids are recorded elsewhere."""
+        return b""
+
+    def refusal_kept(self, done: bool) -> None:
+        """See ``Entry.refusal_kept``."""
 
     def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
         """See ``Entry.if_ours``."""

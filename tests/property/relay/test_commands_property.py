@@ -91,6 +91,7 @@ class Given:
     queued_at: float | None = None
     doubtful: bool = False
     pulled: bool = False
+    told: bytes = b""
     perhaps_lost_at: float = math.inf
     headers: dict[str, str] = field(default_factory=dict)
     loop: Any = None

@@ -212,6 +212,7 @@ class Handed:
     headers: Mapping[str, str] = MappingProxyType({})
     queued_at = None
     pulled = True
+    told = b""
 
     def __init__(self, entry: Entry, worker: Worker, *, claimed: bool) -> None:
         self.entry, self.worker = entry, worker

@@ -135,6 +135,7 @@ class FakeDelivery:
     claimed: bool = False
     doubtful: bool = False
     pulled: bool = False
+    told: bytes = b""
     perhaps_lost_at: float = math.inf
     headers: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, bytes, str, dict[str, str]]] = field(default_factory=list)
