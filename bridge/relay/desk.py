@@ -154,7 +154,9 @@ class ReplyDesk:
             return
         self._send_final(exchange, reply, payload)
         if exchange.marked:
-            self.ledger.release(exchange.key, _to_keep(reply))
+            # Late, it is perhaps not written: another worker may have the entry, and run it.
+            late = self._clock() >= exchange.ours_until
+            self.ledger.release(exchange.key, None if late else _to_keep(reply))
 
     def _expired_for_all(self, exchange: Exchange, reply: CommandReply, refusals: Refusals) -> bool:
         """Whether nobody has run it, and nobody will who gets it after us: a backlog costs no records."""

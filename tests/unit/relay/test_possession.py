@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import Any
@@ -97,3 +98,16 @@ async def test_nobody_asks_about_an_entry_that_was_just_taken(world: Any) -> Non
     world.pool().take().api("+OK")
     assert given.reply.status is Status.OK
     assert given.asked is None
+
+
+async def test_a_no_that_comes_late_is_no_word_for_a_repeat(world: Any, until: Any) -> None:
+    """Whoever has the entry by now may be running it; where it is ours after all the repeat runs, as after any no."""
+    given = world.put(command="x", id="a", delivery={**HELD, "perhaps_lost_at": time.monotonic() + 0.01})
+    repeat = world.put(command="x", id="a", delivery={**HELD, "entry_id": "18-0"})
+    await asyncio.sleep(0.02)
+    world.pool().take().unsent(BudgetSpent("late"))
+    assert given.reply.status is Status.EXPIRED
+    assert not repeat.answered
+    await until(lambda: world.pool().waiting)
+    world.pool().take().api("+OK")
+    assert repeat.reply.executed is Executed.YES
