@@ -347,6 +347,7 @@ class Worker:
 
     async def _read_gauges(self) -> None:
         self.metrics.watch_in_flight(lambda: self.commands.in_flight)
+        self.metrics.watch_clock(lambda: self.bus.clock.ahead)
         self.metrics.watch_buffer(lambda: self.publisher.events, lambda: self.publisher.size)
         while True:
             await asyncio.sleep(GAUGE_INTERVAL)

@@ -189,6 +189,41 @@ def test_the_document_of_a_configuration_holds_no_secret_and_its_own_addresses()
     assert "g3heim" not in text
 
 
+def test_routes_and_the_durable_queues_of_nodes_are_in_it(official: jsonschema.Draft7Validator) -> None:
+    settings = Settings.model_validate(
+        {
+            "events": {
+                "route": [
+                    {"name": "calls", "topic": "pbx.calls.{node}.{uuid}.{variable_sip_call-id}"},
+                    {"name": "raw-1", "topic": "pbx.raw.{name}", "envelope": "none", "codec": "msgpack"},
+                ],
+            },
+            "node": [{"name": "fs7", "url": "fs://:x@10.0.0.5"}],
+        }
+    )
+    made = document_of(settings)
+    assert not list(official.iter_errors(made))
+    channels, messages = made["channels"], made["components"]["messages"]
+    assert channels["events_calls"]["address"] == "pbx.calls.{node}.{uuid}.{variable_sip_call-id}"
+    assert channels["events_calls"]["parameters"]["node"]["enum"] == ["fs7"]
+    assert channels["events_calls"]["messages"] == {"event": {"$ref": "#/components/messages/event"}}
+    assert channels["events_raw-1"]["address"] == "pbx.raw.{name}"
+    assert messages["events_raw-1"]["contentType"] == "application/msgpack"
+    assert "$ref" not in messages["events_raw-1"]["payload"]
+    assert made["operations"]["publish_events_raw-1"]["channel"] == {"$ref": "#/channels/events_raw-1"}
+    assert channels["durable_node_requests"]["address"] == "esl.queue.{node}"
+    assert channels["durable_node_requests"]["parameters"]["node"]["enum"] == ["fs7"]
+    assert made["operations"]["take_durable_node_requests"]["reply"]
+
+
+def test_bare_events_are_not_described_as_cloudevents() -> None:
+    made = document_of(Settings.model_validate({"events": {"envelope": "none"}}))
+    messages = made["components"]["messages"]
+    assert messages["event"]["contentType"] == "application/json"
+    assert "$ref" not in messages["event"]["payload"]
+    assert messages["notice_gap"]["contentType"] == "application/cloudevents+json"
+
+
 def test_yaml_and_json_say_the_same() -> None:
     made = document(nodes=["no", "1e3", "fs1"])
     assert yaml.safe_load("\n".join(render_yaml(made))) == json.loads(json.dumps(made))

@@ -10,7 +10,9 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from bridge.bus.clock import BrokerClock
 from bridge.bus.records import Records
+from bridge.bus.rights import Use
 from bridge.bus.storage import Storage
 
 
@@ -95,7 +97,10 @@ class Delivery(Protocol):
 
     @property
     def queued_at(self) -> float | None:
-        """Unix time in seconds by the broker's clock; None where the broker does not keep it."""
+        """When the broker got it, as this machine's clock showed then (Unix time, s); None where it does not say.
+
+        What the broker wrote down is corrected by how far the clocks are apart (``Bus.clock``), where that is known.
+        """
 
     @property
     def claimed(self) -> bool:
@@ -108,6 +113,14 @@ class Delivery(Protocol):
     @property
     def pulled(self) -> bool:
         """True where it was asked for, and may wait here; a broker that pushes is told ``busy`` instead."""
+
+    @property
+    def told(self) -> bytes:
+        """The reply with ``executed: no`` that somebody told, or was about to; empty where none is kept with it."""
+
+    @property
+    def perhaps_lost_at(self) -> float:
+        """The instant (``time.monotonic``) from which another worker may have claimed it; infinite where none can."""
 
     def finish(
         self,
@@ -127,6 +140,12 @@ class Delivery(Protocol):
 
     def reject(self, reason: str) -> None:
         """Put the entry with its ``reason`` into the dead letters, then remove it from the queue."""
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """Ask whether it is ours still, and renew it then: ``perhaps_lost_at`` moves on.
+
+        ``told`` is called once, with None where the broker does not answer. A queue that cannot be asked says True.
+        """
 
     def let_go(self) -> None:
         """Write nothing and renew the entry no more: another worker has it by now."""
@@ -190,6 +209,10 @@ class Bus(Protocol):
         """What the broker keeps for the ledger; ``Records.open`` raises ``BusRefused`` where it keeps nothing."""
 
     @property
+    def clock(self) -> BrokerClock:
+        """The broker's, where durable queues are consumed and it tells the time."""
+
+    @property
     def roll_call(self) -> str:
         """Where a request is answered by every worker with its service card; empty where the broker knows none."""
 
@@ -205,6 +228,15 @@ class Bus(Protocol):
     on_denied: Callable[[str], None]
     """Called for each message that the broker refused for want of rights, with its topic in lower case, before the
     batch that it was in is ``confirmed`` (NATS; Redis breaks the connection off)."""
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """Those of the uses that the broker would refuse us, found out without doing any of them.
+
+        Raises ``BusRefused`` where it does not tell, and ``BusUnavailable``.
+        """
+
+    async def servers(self) -> int | None:
+        """How many servers the broker has for copies of a stream; None where that is not known, or no matter."""
 
     async def connect(self, timeout: float) -> None:
         """Connect once, for tools. Raises ``BusUnavailable`` or ``BusRefused``."""

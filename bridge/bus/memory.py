@@ -7,6 +7,7 @@ round its consumers, a request that nobody can take is told, replies need no add
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,11 @@ from weakref import WeakValueDictionary
 
 from bridge.bus.appending import Pipeline
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.clock import BrokerClock
 from bridge.bus.memory_records import MemoryRecords, RecordShelf
 from bridge.bus.memory_storage import MemoryShelf, MemoryStorage
 from bridge.bus.patterns import Matcher, pattern_matcher
+from bridge.bus.rights import Use
 from bridge.errors import BusUnavailable, ConfigError, MessageTooLarge, NoConsumer, PublishWithdrawn
 
 DEFAULT_MAX_PAYLOAD = 1 << 20
@@ -101,6 +104,8 @@ class MemoryDelivery:
     claimed = False
     doubtful = False
     pulled = False
+    told = b""
+    perhaps_lost_at = math.inf
 
     def __init__(
         self, broker: MemoryBroker, queue: str, payload: bytes, headers: Mapping[str, str], reply_to: str
@@ -128,6 +133,10 @@ class MemoryDelivery:
     def reject(self, reason: str) -> None:
         """See ``Delivery``."""
         self._broker.dead.append((self.queue, self.payload, reason))
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
+        told(True)
 
     def let_go(self) -> None:
         """See ``Delivery``: never asked for, nobody else can have it."""
@@ -168,6 +177,7 @@ class MemoryBus:
         self.confirmed = 0
         self.connected = False
         self.roll_call = ""
+        self.clock = BrokerClock()
         self.storage = MemoryStorage(self, self.broker.shelf, lambda to, data: self.broker.publish(Received(to, data)))
         self.records = MemoryRecords(self, self.broker.records)
         self._published = 0
@@ -181,6 +191,14 @@ class MemoryBus:
     def apart(self, queue: str) -> bool:
         """See ``Bus``: no entry outlives its worker here."""
         return False
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """See ``Bus``: everybody may do everything."""
+        return []
+
+    async def servers(self) -> int | None:
+        """See ``Bus``."""
+        return None
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus``."""

@@ -41,17 +41,24 @@ def asyncapi(
 def document_of(settings: Settings) -> dict[str, Any]:
     """Return the document for a configuration."""
     from bridge import __version__
-    from bridge.messages.asyncapi import describe_bus
+    from bridge.messages.asyncapi import EventRoute, describe_bus
 
     url = settings.bus.url.get_secret_value()
+    events = settings.events
+    codec = events.codec or settings.bus.codec
     # Credentials stand before the last "@" of what stands between the scheme and the path.
     host = url.partition("://")[2].partition("?")[0].partition("/")[0].rpartition("@")[2]
     return describe_bus(
         version=__version__,
         bus="nats" if settings.bus.url.scheme in ("nats", "tls", "memory") else "redis",
         host=host or "localhost",
-        codec=settings.events.codec or settings.bus.codec,
-        topic=settings.events.topic,
+        codec=codec,
+        topic=events.topic,
+        envelope=events.envelope,
+        routes=[
+            EventRoute(route.name, route.topic, route.codec or codec, route.envelope or events.envelope)
+            for route in events.routes
+        ],
         queue=settings.commands.queue,
         nodes=[node.name for node in settings.nodes],
     )

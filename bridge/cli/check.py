@@ -36,7 +36,11 @@ class Finding(NamedTuple):
 def check(
     config: ConfigOption = None,
     connect: Annotated[
-        bool, typer.Option("--connect", help="Also connect to the bus and log in to every node, and ask its status.")
+        bool,
+        typer.Option(
+            "--connect",
+            help="Also connect to the bus, ask for the rights there, log in to every node, and ask its status.",
+        ),
     ] = False,
 ) -> None:
     """Check the configuration, all of it at once, and show what it comes to.
@@ -132,12 +136,13 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 async def connect_everything(settings: Settings) -> list[Finding]:
     """Try the bus and every node at once; never raises for what is not there."""
-    probes = [_try_bus(settings), *(_try_node(settings, node) for node in settings.nodes)]
-    return list(await asyncio.gather(*probes))
+    nodes = asyncio.gather(*(_try_node(settings, node) for node in settings.nodes))
+    return [*await _try_bus(settings), *await nodes]
 
 
-async def _try_bus(settings: Settings) -> Finding:
+async def _try_bus(settings: Settings) -> list[Finding]:
     from bridge.bus.open import open_bus
+    from bridge.cli.rights import faults_of
 
     url = settings.bus.url
     try:
@@ -145,11 +150,15 @@ async def _try_bus(settings: Settings) -> Finding:
         try:
             await bus.connect(5.0)
             ledger = await _ledger_of(bus, settings)
-            return Finding("bus", f"{bus.url} answers, messages up to {bus.max_payload} bytes; the ledger is {ledger}")
+            text = f"{bus.url} answers, messages up to {bus.max_payload} bytes; the ledger is {ledger}"
+            faults, unknown = await faults_of(bus, settings)
+            text += f"; {unknown}" if unknown else ""
+            return [Finding("bus", text), *(Finding("bus", fault, exits.WRONG_CONFIGURATION) for fault in faults)]
         finally:
             await bus.close()
     except BridgeError as error:
-        return Finding("bus", f"{url.redacted}: {str(error).removeprefix(f'{url.redacted}: ')}", exits.code_of(error))
+        text = f"{url.redacted}: {str(error).removeprefix(f'{url.redacted}: ')}"
+        return [Finding("bus", text, exits.code_of(error))]
 
 
 async def _ledger_of(bus: Bus, settings: Settings) -> str:

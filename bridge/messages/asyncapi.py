@@ -6,7 +6,7 @@ It never reads a configuration and never prints: values come in as arguments, a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,16 @@ QUEUE_GROUP = "esl-bridge"
 
 Map = dict[str, Any]
 
+
+class EventRoute(NamedTuple):
+    """One more way for events: the template of its topics, encoding (``"json"``) and envelope (``"none"``)."""
+
+    name: str
+    topic: str
+    codec: str
+    envelope: str = "cloudevents"
+
+
 _DESCRIPTION = (
     "Events of FreeSWITCH servers on topics; command requests on a queue, each with one correlated reply. "
     "Written from the bridge's side: it sends events and notices, and receives requests."
@@ -31,12 +41,21 @@ _DESCRIPTION = (
 
 
 def describe_bus(
-    *, version: str, bus: str, host: str, codec: str, topic: str, queue: str, nodes: Sequence[str] = ()
+    *,
+    version: str,
+    bus: str,
+    host: str,
+    codec: str,
+    topic: str,
+    queue: str,
+    envelope: str = "cloudevents",
+    routes: Sequence[EventRoute] = (),
+    nodes: Sequence[str] = (),
 ) -> Map:
     """Return the document for one bus (``"nats"`` or ``"redis"`` at ``host``).
 
-    ``codec`` is that of events and notices, ``topic`` the template of the default route, ``queue`` the command queue,
-    ``nodes`` the known nodes' names.
+    ``codec`` is that of events and notices, ``topic`` and ``envelope`` are those of the default route, ``routes`` the
+    further ones, ``queue`` is the command queue, ``nodes`` the known nodes' names.
     """
     events, requests = f"application/cloudevents+{codec}", f"application/{codec}"
     channels: Map = {
@@ -69,6 +88,22 @@ def describe_bus(
         channels["durable_requests"] = _channel(
             DURABLE_QUEUE, "The same requests through JetStream; reply_to in the body is required.", ["request"]
         )
+        channels["durable_node_requests"] = _channel(
+            f"{DURABLE_QUEUE}.{{node}}",
+            "The same through JetStream for one node, executed strictly one after another; reply_to is required.",
+            ["request"],
+            {"node": _node_parameter(nodes)},
+        )
+    messages = _messages(_event_type(codec, envelope), envelope, events, requests)
+    for route in routes:
+        name = "events_" + _plain(route.name)
+        message = messages["event"] | _event(_event_type(route.codec, route.envelope), route.envelope)
+        shared = message == messages["event"]
+        if not shared:
+            messages[name] = message | {"name": name}
+        text = f'Events of the route "{route.name}".'
+        told = ["event" if shared else name]
+        channels[name] = _channel(_address(route.topic), text, told, _parameters(route.topic, nodes))
     return {
         "asyncapi": ASYNCAPI_VERSION,
         "info": {
@@ -80,21 +115,25 @@ def describe_bus(
         "defaultContentType": requests,
         "servers": {"bus": {"host": host, "protocol": bus, "description": "The broker."}},
         "channels": channels,
-        "operations": _operations(channels, bus),
-        "components": {"messages": _messages(events, requests), "schemas": _schemas()},
+        "operations": _operations(channels, bus, routes),
+        "components": {"messages": messages, "schemas": _schemas()},
     }
 
 
-def _operations(channels: Map, bus: str) -> Map:
+def _operations(channels: Map, bus: str, routes: Sequence[EventRoute]) -> Map:
     def of(action: str, channel: str, summary: str) -> Map:
         return {"action": action, "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
 
     operations = {"publish_events": of("send", "events", "Publish every event.")}
+    for route in routes:
+        channel = "events_" + _plain(route.name)
+        operations[f"publish_{channel}"] = of("send", channel, f'Publish the events of the route "{route.name}".')
     for kind in NOTICES:
         operations[f"tell_{kind}"] = of("send", f"notice_{kind}", f"Tell a notice of kind {kind}.")
     takes = {"take_requests": "requests", "take_node_requests": "node_requests"}
     if "durable_requests" in channels:
         takes["take_durable_requests"] = "durable_requests"
+        takes["take_durable_node_requests"] = "durable_node_requests"
     for name, channel in takes.items():
         operation = of("receive", channel, "Execute a request and answer it.")
         operation["reply"] = {
@@ -111,14 +150,23 @@ def _operations(channels: Map, bus: str) -> Map:
     return operations
 
 
-def _messages(events: str, requests: str) -> Map:
+def _event_type(codec: str, envelope: str) -> str:
+    return f"application/{'cloudevents+' if envelope == 'cloudevents' else ''}{codec}"
+
+
+def _event(content_type: str, envelope: str) -> Map:
+    bare = {"type": "object", "description": "FreeSWITCH's own JSON event: header names as sent, body under _body."}
+    whole = {"$ref": "#/components/schemas/EventEnvelope"}
+    return {"contentType": content_type, "payload": whole if envelope == "cloudevents" else bare}
+
+
+def _messages(event_type: str, envelope: str, events: str, requests: str) -> Map:
     correlation = {"location": "$message.payload#/id", "description": "The request's id, repeated in its reply."}
     messages: Map = {
         "event": {
             "name": "event",
             "title": "Event",
-            "contentType": events,
-            "payload": {"$ref": "#/components/schemas/EventEnvelope"},
+            **_event(event_type, envelope),
         },
         "request": {
             "name": "request",

@@ -84,6 +84,9 @@ class Metrics:
         self._gaps = self._counter("gaps", "Gaps told on fs.bridge.gap", "node", "reason")
         self._bus_up = self._gauge("bus_up", "1 when the bus is connected")
         self._bus_reconnects = self._counter("bus_reconnects", "Bus connections made again")
+        self._clock_ahead = self._gauge(
+            "clock_ahead_seconds", "This machine's clock minus the broker's, where durable requests are taken"
+        )
         self._buffer_events = self._gauge("buffer_events", "Events that wait for the bus")
         self._buffer_bytes = self._gauge("buffer_bytes", "Bytes of events that wait for the bus")
         self._reloads = self._counter("reloads", "Configurations that were to be taken over", "outcome")
@@ -241,6 +244,10 @@ class Metrics:
     def watch_in_flight(self, ask: Callable[[], int]) -> None:
         """Give the question for ``commands_in_flight``."""
         self._in_flight.set_function(ask)
+
+    def watch_clock(self, ask: Callable[[], float | None]) -> None:
+        """Give the question for ``clock_ahead_seconds``; 0 while nobody knows."""
+        self._clock_ahead.set_function(lambda: ask() or 0.0)
 
     def watch_buffer(self, events: Callable[[], int], size: Callable[[], int]) -> None:
         """Give the questions for ``buffer_events`` and ``buffer_bytes``."""

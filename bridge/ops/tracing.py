@@ -77,6 +77,16 @@ class TracedDelivery:
         """See ``Delivery``."""
         return self._inner.pulled
 
+    @property
+    def told(self) -> bytes:
+        """See ``Delivery``."""
+        return self._inner.told
+
+    @property
+    def perhaps_lost_at(self) -> float:
+        """See ``Delivery``."""
+        return self._inner.perhaps_lost_at
+
     def finish(
         self,
         address: str,
@@ -97,6 +107,10 @@ class TracedDelivery:
         self._inner.reject(reason)
         self._span.set_status(Status(StatusCode.ERROR, "put with the dead letters"))
         self._span.end()
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``."""
+        self._inner.still_ours(told)
 
     def let_go(self) -> None:
         """See ``Delivery``."""

@@ -25,8 +25,9 @@ from bridge.relay.intake import Intake, Unreadable
 from bridge.relay.ledger import Ledger, Verdict
 from bridge.relay.order import Lines
 from bridge.relay.policy import Policy
+from bridge.relay.possession import Possession
 from bridge.relay.rates import RateLimits
-from bridge.relay.refusals import Refusals, Right
+from bridge.relay.refusals import Refusals
 from bridge.relay.routing import Nodes, Refusal, Router
 from bridge.relay.sending import Sender
 from bridge.relay.settings import CommandHooks, CommandSettings
@@ -80,6 +81,7 @@ class CommandRelay:
             directory=directory,
         )
         self._desk = ReplyDesk(bus, worker=worker, ledger=ledger, hooks=hooks, clock=clock, closed=self._closed)
+        self._possession = Possession(self._desk, clock)
         self._sender = Sender(
             nodes, self._router, self._desk, policy=policy, rates=RateLimits(settings.rates), clock=clock
         )
@@ -206,29 +208,12 @@ class CommandRelay:
     # --- remembered: no id runs twice -------------------------------------------------------------------------------
 
     def _remember(self, exchange: Exchange) -> None:
-        if self._may_be_anothers(exchange):
-            assert self._desk.refusals is not None
-            self._desk.refusals.claim(exchange.delivery, partial(self._claimed, exchange))
+        if self._possession.in_question(exchange):
+            self._possession.ask(exchange, partial(self._remember, exchange))
         elif exchange.safe or not exchange.key:
             self._begin(exchange)
         else:
             self._ask_ledger(exchange)
-
-    def _may_be_anothers(self, exchange: Exchange) -> bool:
-        """Whether another worker had its entry before, or may have it by now: then its record is asked first."""
-        refusals, delivery = self._desk.refusals, exchange.delivery
-        if refusals is None or exchange.ours or not refusals.know(delivery):
-            return False
-        return refusals.inherited(delivery) or refusals.perhaps_lost(self._clock() - exchange.taken_at)
-
-    def _claimed(self, exchange: Exchange, right: Right, told: CommandReply | None) -> None:
-        if exchange.ended:
-            return
-        if right is Right.MINE:
-            exchange.ours = True
-            self._remember(exchange)
-        else:
-            self._desk.give_way(exchange, told)
 
     def _ask_ledger(self, exchange: Exchange) -> None:
         exchange.asked = True
@@ -266,7 +251,7 @@ class CommandRelay:
             self._desk.replay(exchange, kept)
         elif verdict is Verdict.DIFFERENT:
             self._desk.end(exchange, refused(Refusal(Status.INVALID, "id: was used for a different request")))
-        elif exchange.delivery.pulled:
+        elif verdict is Verdict.PASSED_ON or exchange.delivery.pulled:
             # Its entry may be given to another worker while ours is cut off, and run there: "no" could be a lie.
             if not self._sender.stopped:
                 self._loop.call_later(_ASK_AGAIN, self._remember, exchange)
@@ -296,11 +281,13 @@ class CommandRelay:
     # --- routed and sent --------------------------------------------------------------------------------------------
 
     def _route(self, exchange: Exchange) -> None:
-        to = exchange.to
+        to, now = exchange.to, self._clock()
         if self._sender.stopped:
             self._desk.end(exchange, refused(execution.DRAINING))
-        elif self._clock() >= exchange.deadline:
+        elif now >= exchange.deadline:
             self._desk.end(exchange, refused(execution.EXPIRED))
+        elif now >= exchange.ours_until:
+            self._possession.ask(exchange, partial(self._route, exchange))
         elif to == "all":
             self._sender.scatter(exchange)
         elif to.startswith("call:"):
@@ -320,7 +307,9 @@ class CommandRelay:
         if exchange.ended:
             return
         self._disarm(exchange)
-        if found.node:
+        if found.node and self._clock() >= exchange.ours_until:
+            self._possession.ask(exchange, partial(self._found, exchange, found))
+        elif found.node:
             self._go(exchange, self._router.choose(found.node, exchange.verb))
         elif exchange.asks_for(found.uuid) and not found.silent:
             self._desk.end(exchange, Result(Status.OK, Executed.YES, "false"))

@@ -106,12 +106,21 @@ class ReplyDesk:
     def give_way(self, exchange: Exchange, told: CommandReply | None) -> None:
         """Another worker has its entry: repeat the "no" that it ``told``; else the answer is left to it."""
         exchange.ended = True
+        if exchange.marked:
+            self._unmark(exchange, told)
         if told is not None:
             self._send_final(exchange, *self._again(exchange, told))
             return
         log.warning("another worker has taken over the request %s, which was in hand here", exchange.id)
         exchange.delivery.let_go()
         self._close(exchange)
+
+    def _unmark(self, exchange: Exchange, told: CommandReply | None) -> None:
+        """Take our marker back: its command does not run here."""
+        if exchange.doubt is not None:  # the marker lies over an attempt that may have run
+            self.ledger.keep(exchange.key, _to_keep(self.word(exchange, exchange.doubt)), lambda *_: None)
+        else:
+            self.ledger.release(exchange.key, told)
 
     def _again(self, exchange: Exchange, told: CommandReply) -> tuple[CommandReply, bytes]:
         """A reply that was told, as a second copy."""
@@ -140,12 +149,14 @@ class ReplyDesk:
     def _refused(
         self, exchange: Exchange, reply: CommandReply, payload: bytes, right: Right, told: CommandReply | None
     ) -> None:
-        if right is Right.MINE:
-            self._send_final(exchange, reply, payload)
-        else:
+        if right is not Right.MINE:
             self.give_way(exchange, told)
+            return
+        self._send_final(exchange, reply, payload)
         if exchange.marked:
-            self.ledger.release(exchange.key, _to_keep(reply))
+            # Late, it is perhaps not written: another worker may have the entry, and run it.
+            late = self._clock() >= exchange.ours_until
+            self.ledger.release(exchange.key, None if late else _to_keep(reply))
 
     def _expired_for_all(self, exchange: Exchange, reply: CommandReply, refusals: Refusals) -> bool:
         """Whether nobody has run it, and nobody will who gets it after us: a backlog costs no records."""

@@ -33,6 +33,8 @@ class Exchange(msgspec.Struct, eq=False, kw_only=True):
     queued_at: float
     deadline: float
     taken_at: float
+    ours_until: float
+    """From then on another worker may have its entry, and is asked for before the command goes anywhere."""
     to: str
     """Its target; the default of its command where the request names none."""
     verb: str

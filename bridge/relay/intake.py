@@ -108,6 +108,7 @@ class Intake:
             queued_at=now - age,
             deadline=self._deadline(request, plan.budget, now, unix, age),
             taken_at=now,
+            ours_until=delivery.perhaps_lost_at,
             to=node or request.to or _default_target(request, facts),
             verb=facts.verb,
             safe=facts.safe,

@@ -28,6 +28,8 @@ class Verdict(Enum):
     """Somebody who is gone was about to write it, or had; the asker answers ``connection_lost`` and keeps that."""
     DIFFERENT = auto()
     """The id was used for another content."""
+    PASSED_ON = auto()
+    """It runs no more where the asker waited for it: another worker has its entry. The asker asks again."""
     UNREACHABLE = auto()
     """The ledger's storage cannot be asked; nothing may run."""
 
@@ -76,8 +78,11 @@ class Ledger(Protocol):
         It is given the outcome that another worker told meanwhile, where one took this one for gone.
         """
 
-    def release(self, key: str, reply: CommandReply) -> None:
-        """The key was not executed and is free again; whoever waits for it gets this reply."""
+    def release(self, key: str, reply: CommandReply | None) -> None:
+        """The key was not executed and is free again; whoever waits for it gets this reply.
+
+        Without one another worker may be about to run it: who waits asks again.
+        """
 
     def replace(self, key: str, reply: CommandReply) -> None:
         """A late answer takes the place of a kept ``timeout`` or ``connection_lost``; not executed frees the key."""
@@ -170,10 +175,10 @@ class MemoryLedger:
         for answer in running.waiting:
             answer(Verdict.KEPT, reply)
 
-    def release(self, key: str, reply: CommandReply) -> None:
+    def release(self, key: str, reply: CommandReply | None) -> None:
         """See ``Ledger.release``."""
         for answer in self._running.pop(key).waiting:
-            answer(Verdict.KEPT, reply)
+            answer(Verdict.KEPT if reply is not None else Verdict.PASSED_ON, reply)
 
     def replace(self, key: str, reply: CommandReply) -> None:
         """See ``Ledger.replace``; nothing happens when the outcome is forgotten or known by now."""

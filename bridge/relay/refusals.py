@@ -53,6 +53,8 @@ class Refusals:
     def __init__(self, records: Records, *, instance: str, lasting: float, claim_after: float) -> None:
         self.unrecorded = 0
         """How often the broker refused to keep a record."""
+        self.sure_for = claim_after / 3
+        """Seconds that nobody can have claimed an entry from who was just told that it is his."""
         self._records = records
         self._instance = instance
         self._lasting = lasting
@@ -81,16 +83,16 @@ class Refusals:
 
     def perhaps_lost(self, held: float) -> bool:
         """Whether an entry in hand for so many seconds may have been claimed by another worker meanwhile."""
-        return held > self._claim_after / 3
+        return held > self.sure_for
 
-    def claim(self, delivery: Delivery, answer: Answer) -> None:
+    def claim(self, delivery: Delivery, answer: Answer, *, asked: bool = False) -> None:
         """Ask before a command runs whose entry others had, or may have by now, and record that it is ours.
 
-        Who was given the entry after others takes it from whoever has it. ``answer`` is called once, when the broker
-        has answered; perhaps never after ``close``.
+        Who was given the entry after others takes it from whoever has it, unless it was ours already (``asked``).
+        ``answer`` is called once, when the broker has answered; perhaps never after ``close``.
         """
         value = record.mark(_CONTENT, self._instance, 0)
-        self._put(_key(delivery), value, self.inherited(delivery), answer, None, 0)
+        self._put(_key(delivery), value, self.inherited(delivery) and not asked, answer, None, 0)
 
     def refuse(self, delivery: Delivery, reply: CommandReply, answer: Answer, *, asked: bool) -> None:
         """Ask before a reply with ``executed: no`` leaves, and record it. ``answer`` as for ``claim``.

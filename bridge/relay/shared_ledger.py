@@ -314,13 +314,13 @@ class SharedLedger:
         if self._running.get(key) is running:
             self._tell_all(key, Verdict.KEPT, reply)
 
-    def release(self, key: str, reply: CommandReply) -> None:
+    def release(self, key: str, reply: CommandReply | None) -> None:
         """See ``Ledger.release``."""
         running = self._running[key]
         running.ending = True
         if running.record is not None:
             self._free(key, running.record, running.record.value)
-        self._tell_all(key, Verdict.KEPT, reply)
+        self._tell_all(key, Verdict.KEPT if reply is not None else Verdict.PASSED_ON, reply)
 
     def replace(self, key: str, reply: CommandReply) -> None:
         """See ``Ledger.replace``."""

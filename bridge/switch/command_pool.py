@@ -265,7 +265,11 @@ class CommandPool:
                 carrier = self._carriers.choose(need, now)
                 if carrier is None:
                     break
-                self._write(carrier, lane.popitem(last=False)[0], now)
+                submission = lane.popitem(last=False)[0]
+                if submission.deadline <= now:  # we stood still, and its timer has not come to it yet
+                    submission.expired()
+                else:
+                    self._write(carrier, submission, now)
             if lane:
                 self._carriers.provide(need, now)
 

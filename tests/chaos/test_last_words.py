@@ -66,16 +66,41 @@ def freeze(self, exchange, result, parts=None):
     end(self, exchange, result, parts)
 ReplyDesk.end = freeze
 """
+# It is frozen while a request waits in its line, or before its question has left for the ledger: it is about to run it.
+FREEZES_IN_LINE = """
+import os, signal
+from bridge.relay.commands import CommandRelay
+stand = CommandRelay._stand_in_line
+def freeze(self, exchange):
+    stand(self, exchange)
+    if exchange.id == "x":
+        os.kill(os.getpid(), signal.SIGSTOP)
+CommandRelay._stand_in_line = freeze
+"""
+FREEZES_BEFORE_THE_LEDGER = """
+import os, signal
+from bridge.relay.commands import CommandRelay
+ask = CommandRelay._ask_ledger
+def freeze(self, exchange):
+    if exchange.id == "x":
+        CommandRelay._ask_ledger = ask
+        os.kill(os.getpid(), signal.SIGSTOP)
+    ask(self, exchange)
+CommandRelay._ask_ledger = freeze
+"""
 CLAIM_AFTER = 1.0
 # One command, and then none for a quarter of an hour: its "no" is "busy", and another worker is not at its limit.
 LIMITED = "[policy.rates]\neval = 0.001\nstatus = 0.001\n"
-QUEUES = {"nats": "esl.queue", "cluster": "esl.cmd", "redis": "esl.cmd", "list": "esl.cmd"}
+DIES["cluster list"] = DIES["cluster"]
+QUEUES = {"nats": "esl.queue", **dict.fromkeys(("cluster", "redis", "list", "cluster list"), "esl.cmd")}
+DENIES = '[policy]\ndeny = ["eval"]\n'
 # What one says who finds that its entry is another's: by the records, or by the one step that writes and removes.
 NOTICES = {
     "nats": "has taken over the request x",
     "cluster": "has taken over the request x",
     "redis": "another worker has a request by now that was refused here",
     "list": "another worker has a request by now that was refused here",
+    "cluster list": "another worker has a request by now that was refused here",
 }
 
 
@@ -90,7 +115,7 @@ class Scene:
 
     async def worker(self, id: str, ledger: str, extra: str = "", prelude: str = "") -> Process:
         commands = f'[commands]\ndurable = true\nclaim_after = {CLAIM_AFTER}\nledger = "{ledger}"\n'
-        if self.kind == "list":
+        if self.kind.endswith("list"):
             commands += 'queue_type = "list"\n'
         worker = await self.arena.worker(id, extra=commands + extra, prelude=prelude)
         await until(lambda: "requests are taken" in worker.output, what=f"{id} takes requests")
@@ -117,14 +142,14 @@ class Scene:
 def place(request: pytest.FixtureRequest) -> Any:
     """The broker; an async fixture cannot be asked for from within the loop."""
     kind = request.param
-    return kind, request.getfixturevalue("cluster") if kind == "cluster" else None
+    return kind, request.getfixturevalue("cluster") if kind.startswith("cluster") else None
 
 
 @pytest.fixture
 async def scene(place: Any, tmp_path: Path) -> AsyncIterator[Scene]:
     kind, servers = place
     async with AsyncExitStack() as stack:
-        if kind == "cluster":
+        if kind.startswith("cluster"):
             broker: Any = SimpleNamespace(url=url_of(servers))
         else:
             broker = await stack.enter_async_context(EmbeddedBroker("nats" if kind == "nats" else "redis"))
@@ -133,7 +158,7 @@ async def scene(place: Any, tmp_path: Path) -> AsyncIterator[Scene]:
         await switch.start()
         stack.push_async_callback(switch.stop)
         arena.switches = [switch]  # type: ignore[list-item]
-        client = Bridge(broker.url, queue_type="list" if kind == "list" else "stream")
+        client = Bridge(broker.url, queue_type="list" if kind.endswith("list") else "stream")
         yield Scene(arena, kind, await stack.enter_async_context(client))
 
 
@@ -144,6 +169,9 @@ WAYS = [
     ("cluster", "", "shared"),
     ("cluster", "", "memory"),
     ("cluster", ".fs1", "shared"),
+    ("cluster list", "", "shared"),
+    ("cluster list", "", "memory"),
+    ("cluster list", ".fs1", "shared"),
 ]
 
 
@@ -175,7 +203,7 @@ async def test_a_no_is_repeated_and_never_run_when_its_worker_dies_before_the_re
     assert scene.switch.executed["eval x"] == 1
 
 
-@pytest.mark.parametrize("place", ["nats", "cluster", "redis", "list"], indirect=True)
+@pytest.mark.parametrize("place", ["nats", "cluster", "redis", "list", "cluster list"], indirect=True)
 async def test_a_no_of_one_who_was_frozen_is_not_told_beside_the_heirs_answer(scene: Scene) -> None:
     queue = QUEUES[scene.kind]
     worker = await scene.worker("a", "shared", LIMITED, FREEZES)
@@ -206,4 +234,43 @@ async def test_a_no_outlives_a_broker_that_never_got_the_acknowledgement(scene: 
     await scene.worker("b", "shared")
     await until(lambda: len(replies) > 1, what=f"the heir's word\n{scene.arena.outputs()}")
     assert [(it.status, it.executed, it.replayed) for it in replies] == [("busy", "no", False), ("busy", "no", True)]
+    assert not scene.switch.executed["eval x"]
+
+
+THAWS = [("redis", "shared"), ("redis", "memory"), ("list", "shared"), ("cluster", "shared"), ("nats", "shared")]
+THAWS += [("cluster list", "shared")]
+
+
+@pytest.mark.parametrize(("place", "ledger"), THAWS, ids=[" ".join(way) for way in THAWS], indirect=["place"])
+async def test_one_who_was_frozen_before_the_ledger_does_not_run_what_its_heir_refused(
+    scene: Scene, ledger: str
+) -> None:
+    worker = await scene.worker("a", ledger, prelude=FREEZES_BEFORE_THE_LEDGER)
+    await thawed(scene, worker, ledger, await scene.ask("x", QUEUES[scene.kind]))
+
+
+@pytest.mark.parametrize("place", ["redis", "list", "cluster"], indirect=True)
+async def test_one_who_was_frozen_does_not_run_what_waited_in_its_line(scene: Scene) -> None:
+    worker = await scene.worker("a", "shared", prelude=FREEZES_IN_LINE)
+    queue = QUEUES[scene.kind] + ".fs1"
+    await scene.ask("slow", queue, "msleep 1000")
+    await until(lambda: scene.switch.executed["msleep 1000"], what="the line is taken")
+    await thawed(scene, worker, "shared", await scene.ask("x", queue))
+
+
+async def thawed(scene: Scene, worker: Process, ledger: str, replies: list[CommandReply]) -> None:
+    """The worker stands still, its heir refuses the request; nothing of it may run when the first is back."""
+    await scene.worker("b", ledger, DENIES)
+    await until(lambda: replies, what=f"the heir's word\n{scene.arena.outputs()}")
+    word = ("connection_lost", "unknown") if ledger == "memory" else ("denied", "no")
+    assert (replies[0].status, replies[0].executed) == word
+    worker.send(signal.SIGCONT)
+    if ledger == "shared" and scene.kind in ("nats", "cluster"):  # it finds the record, and repeats what it says
+        await until(lambda: len(replies) > 1, what=f"it noticed\n{scene.arena.outputs()}")
+        assert replies[1].replayed
+    else:
+        await until(lambda: "has taken over the request x" in worker.output, what=f"it noticed\n{worker.output}")
+    later = [await scene.ask(f"l{number}", QUEUES[scene.kind], "status", to="fs1") for number in range(20)]
+    await until(lambda: all(later), what="the queue goes on")
+    assert {(it.status, it.executed, it.worker) for it in replies} == {(*word, "b")}
     assert not scene.switch.executed["eval x"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 import types
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+import bridge.bus.clock
+import bridge.bus.nats.durable
 import bridge.simulator.events
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.worker import Worker
@@ -119,6 +122,15 @@ async def test_a_freeswitch_whose_events_come_late(house: House, monkeypatch: py
     worker = await house.worker(switch)
     await house.until(lambda: total(worker, "heartbeat_lag_seconds", node="fs1") > 5)
     await house.until(lambda: slower_than(worker, "event_lag_seconds", "1.0") > 0)
+
+
+@provokes("EslBridgeClockApart")
+async def test_a_clock_that_is_not_the_brokers(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = types.SimpleNamespace(time=lambda: time.time() + 3.0)
+    for room in (bridge.bus.nats.durable, bridge.bus.clock):
+        monkeypatch.setattr(room, "time", other)
+    worker = await house.worker(await house.switch(), commands={"durable": True})
+    await house.until(lambda: 2.5 < total(worker, "clock_ahead_seconds") < 3.5)
 
 
 @provokes("EslBridgeOutcomesUnknown", "EslBridgeLateReplies", "EslBridgeCommandsSlow")

@@ -16,6 +16,7 @@ import pytest
 
 from bridge.bus.base import Received
 from bridge.bus.embedded import EmbeddedBroker
+from bridge.bus.nats.proof import Proof
 from tests.integration.conftest import House
 
 
@@ -194,3 +195,45 @@ async def test_denials_are_counted_and_the_audit_hides_secrets(house: House) -> 
     assert all(notice["queue"] == "esl.cmd" and notice["reply_to"] for notice in notices)
     assert {notice["status"] for notice in notices} >= {"denied"}
     assert b'esl_bridge_commands_denied_total{op="api"} 2.0' in worker.metrics.render()
+
+
+async def test_a_broker_that_forgets_acknowledgements_runs_nothing_again_in_the_same_worker(
+    nats_house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a ledger of its own: nats-server is killed before it has heard, or kept, that an entry is over."""
+    switch = await nats_house.switch()
+    worker = await nats_house.worker(
+        switch, commands={"durable": True, "ledger": "memory", "claim_after": 1.0, "background": []}
+    )
+    client = await nats.connect(nats_house.broker.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    inbox = client.new_inbox()
+    replies: list[Any] = []
+
+    async def heard(message: Any) -> None:
+        replies.append(json.loads(message.data))
+
+    await client.subscribe(inbox, cb=heard)
+
+    async def put(**fields: Any) -> None:
+        await client.jetstream().publish("esl.queue", json.dumps({"reply_to": inbox, **fields}).encode())
+
+    lost: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Proof, "_acknowledge", lambda self, reply: lost.append(self._gone(reply.entry)))
+        await put(id="named", command="eval named")
+        await put(command="eval nameless")
+        await nats_house.until(lambda: len(lost) == 2 and len(replies) == 2)
+    await put(id="in hand", command="msleep 1500")
+    await nats_house.until(lambda: switch.executed["msleep 1500"])
+    await nats_house.broker.kill()
+    await nats_house.broker.start()
+    await nats_house.until(lambda: len(replies) >= 5 and not worker.commands.in_flight)
+    info = client.jetstream()
+    while (await info.stream_info("ESL_QUEUE")).state.messages:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    assert {(it["status"], it["executed"]) for it in replies} == {("ok", "yes")}
+    assert [bool(it.get("replayed")) for it in replies[:2]] == [False, False]
+    assert sum(bool(it.get("replayed")) for it in replies) >= 2
+    ran = {line: count for line, count in switch.executed.items() if line.startswith(("eval", "msleep"))}
+    assert ran == {"eval named": 1, "eval nameless": 1, "msleep 1500": 1}
+    await client.close()

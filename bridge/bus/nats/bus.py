@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, ServiceCard, Subscription
+from bridge.bus.nats import rights
 from bridge.bus.nats.address import NatsAddress, NatsFiles
 from bridge.bus.nats.consumer import DEAD_LETTERS, QUEUE_GROUP, NatsConsumer
 from bridge.bus.nats.durable import DurableQueues, QueueNames
@@ -23,6 +24,7 @@ from bridge.bus.nats.render import check_subject, message_size, render_one
 from bridge.bus.nats.service import Endpoint, NatsService
 from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.patterns import widened
+from bridge.bus.rights import Use
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishWithdrawn
 
 WINDOW = 4 << 20
@@ -90,10 +92,12 @@ class NatsBus(JetStream):
         self._storage_keeper = LinkKeeper(address, files or NatsFiles(), name, rng)
         self.storage = NatsStorage(self._storage_keeper, inbox_prefix)
         self._storage_keeper.on_lost = lambda: self.storage.lost("the connection broke")
-        self.records = NatsRecords(keeper, Questions(keeper, inbox_prefix), inbox_prefix, self.leave_soon)
+        self._questions = Questions(keeper, inbox_prefix)
+        self.records = NatsRecords(keeper, self._questions, inbox_prefix, self.leave_soon)
         self.roll_call = f"$SRV.PING.{(service or ServiceCard()).name}"
         names = durable or QueueNames(dead=dead_letters)
         self._durable = DurableQueues(keeper, inbox_prefix, self, names=names, claim_after=claim_after)
+        self.clock = self._durable.clock
         self._held: deque[_Reply] = deque()
         self._held_bytes = 0
         self._leaving = False
@@ -120,6 +124,14 @@ class NatsBus(JetStream):
     def max_payload(self) -> int:
         """The server's ``max_payload``; headers count."""
         return self._max_payload
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """See ``Bus``."""
+        return await rights.refused(self._questions, uses)
+
+    async def servers(self) -> int | None:
+        """See ``Bus``."""
+        return self._keeper.current().servers
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -46,6 +47,8 @@ class NatsDelivery:
     claimed = False
     doubtful = False
     pulled = False
+    told = b""
+    perhaps_lost_at = math.inf
 
     def __init__(self, message: Incoming, queue: str, endpoint: Endpoint, outgoing: Outgoing) -> None:
         self.payload: bytes = message.data
@@ -81,6 +84,10 @@ class NatsDelivery:
         payload, headers = dead_letter(self.payload, reason, self.queue, 1, self._outgoing.max_payload)
         self._outgoing.send(self._outgoing.dead_letters, payload, self.headers.get("Content-Type", "")[:128], headers)
         self._endpoint.finished(time.perf_counter_ns() - self._began, headers["Esl-Bridge-Reason"])
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``: never asked for, nobody else can have it."""
+        told(True)
 
     def let_go(self) -> None:
         """See ``Delivery``: never asked for, nobody else can have it."""

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from bridge.bus.base import Delivery
+from bridge.bus.clock import ASK_EVERY, BrokerClock
 from bridge.bus.nats.entry import InHand
 from bridge.bus.nats.inbox import is_no_responders
 from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.pulling import DurableConsumer
 from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming
-from bridge.errors import BusRefused, BusUnavailable, NoConsumer
+from bridge.errors import BusError, BusRefused, BusUnavailable, NoConsumer
 
 API: Final = "$JS.API."
 API_TIMEOUT: Final = 5.0
@@ -63,6 +66,8 @@ class DurableQueues:
         self._questions = Questions(keeper, inbox_prefix)
         self._inbox_prefix = inbox_prefix
         self._consumers: list[DurableConsumer] = []
+        self.clock = BrokerClock()
+        self._following: asyncio.Task[None] | None = None
 
     def covers(self, queue: str) -> bool:
         """Whether this is the name of a durable queue."""
@@ -86,9 +91,12 @@ class DurableQueues:
             dead_letters=self.names.dead,
             inbox_prefix=self._inbox_prefix,
             strict=bool(node),
+            clock=self.clock,
             prepare=partial(self.make_consumer, name, queue, strict=bool(node)),
         )
         self._consumers.append(consumer)
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow_clock(), name="broker's clock")
         await consumer.start()
         return consumer
 
@@ -154,9 +162,22 @@ class DurableQueues:
             answer = await self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", asked)
         check(answer, f"consumer {name} of stream {stream}")
         ack_wait = float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
-        answer = await self.api(f"STREAM.INFO.{stream}")
-        check(answer, f"stream {stream}")
-        return ack_wait, int(answer["state"]["last_seq"])
+        return ack_wait, int((await self._stream_info())["state"]["last_seq"])
+
+    async def _stream_info(self) -> dict[str, Any]:
+        """The queue's stream as it is now; the answer bears the server's time (NATS 2.10)."""
+        asked_at = time.time()
+        answer = await self.api(f"STREAM.INFO.{self.names.stream}")
+        check(answer, f"stream {self.names.stream}")
+        with contextlib.suppress(KeyError, ValueError):
+            self.clock.noted(asked_at, datetime.fromisoformat(answer["ts"]).timestamp())
+        return answer
+
+    async def _follow_clock(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_EVERY)
+            with contextlib.suppress(BusError):
+                await self._stream_info()
 
     async def api(self, verb: str, asked: object = None) -> dict[str, Any]:
         """Ask JetStream. Raises ``BusUnavailable``, and ``BusRefused`` where there is none."""
@@ -185,6 +206,8 @@ class DurableQueues:
 
     def close(self) -> None:
         """End all work: what is in hand will be claimed by others."""
+        if self._following is not None:
+            self._following.cancel()
         for consumer in self._consumers:
             consumer.close()
 

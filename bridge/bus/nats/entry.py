@@ -5,9 +5,11 @@ This room never asks the server for anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
+from bridge.bus.clock import BrokerClock
 from bridge.bus.nats.reading import Incoming
 
 REASON_LENGTH = 256
@@ -97,24 +99,36 @@ class DurableEntry:
         "doubtful",
         "entry_id",
         "payload",
+        "perhaps_lost_at",
         "queue",
         "queued_at",
     )
 
     pulled = True
+    told = b""
     reply_to = ""
     """What JetStream puts there is for acknowledgements; the reply address stands in the body."""
 
     def __init__(
-        self, message: Incoming, queue: str, facts: AckFacts, ack: str, consumer: _Consumer, since: int
+        self,
+        message: Incoming,
+        queue: str,
+        facts: AckFacts,
+        ack: str,
+        consumer: _Consumer,
+        *,
+        since: int,
+        perhaps_lost_at: float,
+        clock: BrokerClock,
     ) -> None:
         self.payload: bytes = message.data
         self.queue = queue
         self.entry_id = facts.entry_id
-        self.queued_at: float | None = facts.queued_at
+        self.queued_at: float | None = clock.here(facts.queued_at)
         self.count = facts.delivered
         self.claimed = facts.delivered > 1
         self.doubtful = not self.claimed and facts.place <= since
+        self.perhaps_lost_at = perhaps_lost_at
         self.ack = ack
         self.done = False
         self._message = message
@@ -149,6 +163,11 @@ class DurableEntry:
         )
         content_type = self.headers.get("Content-Type", "")[:128]
         self._consumer.finish(self, b"+TERM", self._consumer.dead_letters, payload, content_type, headers)
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery``: JetStream takes a sign of work from anybody; only the entry's record tells more."""
+        self.perhaps_lost_at = math.inf
+        told(True)
 
     def let_go(self) -> None:
         """See ``Delivery``: an acknowledgement of ours would take it from whoever has it."""

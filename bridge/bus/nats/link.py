@@ -85,6 +85,14 @@ class NatsLink:
         self.wire.watch(self._lose)
         self._life_timer = self._loop.call_later(PING_INTERVAL, self._check_life)
 
+    @property
+    def servers(self) -> int | None:
+        """How many servers there are, as far as this one tells: 1 where it stands alone."""
+        told = self._client._server_info
+        if not told.get("cluster"):
+            return 1
+        return len(told.get("connect_urls") or ()) or None
+
     def _options(self, name: str, files: NatsFiles, tls: bool, timeout: float) -> dict[str, Any]:
         options: dict[str, Any] = {
             "servers": [self.server.address],

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from bridge.bus.base import Delivery
+from bridge.bus.clock import BrokerClock
 from bridge.bus.nats.entry import DurableEntry, InHand, read_ack
 from bridge.bus.nats.inbox import NO_RESPONDERS
 from bridge.bus.nats.keeper import LinkKeeper, Listener
@@ -51,6 +52,7 @@ class DurableConsumer:
         dead_letters: str,
         inbox_prefix: str,
         strict: bool,
+        clock: BrokerClock,
         prepare: Callable[[], Awaitable[tuple[float, int]]],
     ) -> None:
         self.queue = queue
@@ -59,6 +61,7 @@ class DurableConsumer:
         self._keeper = keeper
         self._make = prepare
         self._strict = strict
+        self._clock = clock
         self._handler = handler
         self._room = room
         self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}."
@@ -218,7 +221,10 @@ class DurableConsumer:
         if known is not None:  # ours all the time; the server thought that we were gone
             known.ack = ack
         else:
-            entry = DurableEntry(message, self.queue, facts, ack, self, self._since)
+            lost_at = time.monotonic() + self._ack_wait / 3
+            entry = DurableEntry(
+                message, self.queue, facts, ack, self, since=self._since, perhaps_lost_at=lost_at, clock=self._clock
+            )
             if self._on_its_way_for_long():
                 entry.claimed, entry.doubtful = True, False
             self._in_hand[facts.entry_id] = entry

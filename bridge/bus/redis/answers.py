@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Protocol
 
+from bridge.bus.redis.entry import Entry
 from bridge.bus.redis.link import Operation, ignore
 from bridge.bus.redis.publish import MAX_PAYLOAD
 from bridge.bus.redis.wire import EXEC, MULTI, Reply, ReplyError, command
@@ -21,51 +21,7 @@ from bridge.errors import MessageTooLarge
 _RETRY_AFTER = 1.0  # s; a server out of memory
 _MAX_DEAD = 10_000
 _PUBSUB = "pubsub:"
-
-
-class Entry(Protocol):
-    """A queue's entry in hand, as this room must know it."""
-
-    @property
-    def key(self) -> bytes:
-        """The queue's key."""
-
-    @property
-    def removal(self) -> tuple[bytes, int]:
-        """The commands that remove it, and how many they are; harmless when it is gone."""
-
-    @property
-    def probe(self) -> bytes:
-        """One command that asks whether it is still there."""
-
-    def is_there(self, reply: Reply) -> bool:
-        """What the answer to ``probe`` says."""
-
-    def removed(self) -> None:
-        """It is gone for good."""
-
-    def dead_letter(self, reason: str) -> tuple[bytes, ...]:
-        """Fields and values of its dead letter."""
-
-    @property
-    def perhaps_lost_at(self) -> float:
-        """The instant (``time.monotonic``) from which another worker may have claimed it."""
-
-    def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
-        """The command that writes to the list ``reply`` and removes the entry, or neither; made by ``reply_if``.
-
-        Without an ``expiry`` (ms) ``reply`` is a channel.
-        """
-
-
-def reply_if(condition: bytes, removal: bytes = b"") -> bytes:
-    """A script for ``Entry.if_ours``: ``KEYS[2]``, ``ARGV[1]`` and ``ARGV[2]`` are the reply's, the others its own."""
-    return b"""if not (%b) then return 0 end
-%b
-if ARGV[2] == '' then redis.call('PUBLISH', KEYS[2], ARGV[1]) return 1 end
-redis.call('RPUSH', KEYS[2], ARGV[1])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
-return 1""" % (condition, removal)
+_ANOTHERS = "another worker has a request by now that was refused here: it answers"
 
 
 class Answers:
@@ -97,7 +53,7 @@ class Answers:
         if address:
             key, commands, count = self._reply(address, payload)
             completion = _Completion(self, entry, key, commands, count)
-            if refusal and self._writers.together(key, entry.key):
+            if refusal:
                 completion.refusal = payload
                 completion.channel = address.startswith(_PUBSUB)
             completion.start()
@@ -271,7 +227,12 @@ class _Completion:
     def start(self) -> None:
         if self.commands and not self._answers.together(self._key, self.entry.key):
             self._step = self._write_first
-            self._write_first()
+            refusal, self.refusal = self.refusal, b""  # no one step reaches both
+            keeping = self.entry.keep_refusal(refusal) if refusal else b""
+            if keeping:
+                self._keep(keeping)
+            else:
+                self._write_first()
         elif self._answers.together(self._key, self.entry.key):
             self._answers.gather(self)
         else:
@@ -303,7 +264,7 @@ class _Completion:
             self.transact()
         else:
             if not replies[0]:
-                self._answers.problem("another worker has a request by now that was refused here: it answers")
+                self._answers.problem(_ANOTHERS)
             self.entry.removed()
 
     def _transacted(self, replies: list[Reply], error: Exception | None) -> None:
@@ -347,6 +308,24 @@ class _Completion:
             self._step()
 
     # --- a Cluster: two steps --------------------------------------------------------------------------
+
+    def _keep(self, keeping: bytes) -> None:
+        """Before it is told: who claims the entry from now on finds that it was refused."""
+
+        def kept(replies: list[Reply], error: Exception | None) -> None:
+            if error is not None:
+                if not self._answers.closed:
+                    self._keep(keeping)
+                return
+            done = not isinstance(replies[0], ReplyError) and bool(replies[0])
+            self.entry.refusal_kept(done)
+            if done or isinstance(replies[0], ReplyError):  # where no scripts are allowed it is told all the same
+                self._write_first()
+                return
+            self._answers.problem(_ANOTHERS)
+            self.entry.removed()
+
+        self._answers.submit(Operation(keeping, 1, kept, key=self.entry.key, waits=True))
 
     def _write_first(self) -> None:
         self._answers.submit(Operation(self.commands, self.count, self._first_written, key=self._key, waits=True))

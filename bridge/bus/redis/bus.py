@@ -17,6 +17,8 @@ from typing import Literal
 import structlog
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
+from bridge.bus.clock import BrokerClock
+from bridge.bus.redis import rights
 from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation
@@ -34,6 +36,7 @@ from bridge.bus.redis.topics import Topics
 from bridge.bus.redis.watch import Share, Watch
 from bridge.bus.redis.wire import Reply, ReplyError, WireOptions, command, tls_context
 from bridge.bus.redis.writers import Writers
+from bridge.bus.rights import Use
 from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
 
 log = structlog.get_logger(__name__)
@@ -116,6 +119,7 @@ class RedisBus:
         self.storage = RedisStorage(self._storage_writers)
         self.records = RedisRecords(self._writers)
         self.roll_call = ""
+        self.clock = BrokerClock()
         self._watch = Watch(self._link(b""), self._cannot_watch)
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
@@ -156,6 +160,14 @@ class RedisBus:
     def message_size(self, message: Message) -> int:
         """Redis limits each value; the payload is the only large one."""
         return len(message.payload)
+
+    async def refused(self, uses: Sequence[Use]) -> list[Use]:
+        """See ``Bus.refused``."""
+        return await rights.refused(self._writers, self._queue_type, uses)
+
+    async def servers(self) -> int | None:
+        """See ``Bus.servers``: Redis copies what it is set up to."""
+        return None
 
     async def connect(self, timeout: float) -> None:
         """See ``Bus.connect``."""
@@ -240,6 +252,7 @@ class RedisBus:
         own = functools.partial(self._link, queue.encode())
         # The queues of a Cluster lie on several servers.
         share = one_of_many and not self._servers.many
+        clock = BrokerClock() if one_of_many and self._servers.many else self.clock
         kind = ListQueue if self._queue_type == "list" else StreamQueue
         consumer: Pull = kind(
             queue,
@@ -250,6 +263,7 @@ class RedisBus:
             worker=self._worker,
             claim_after=self._claim_after,
             sharing=self._sharing,
+            clock=clock,
         )
         self._consumers.append(consumer)
         consumer.start()

@@ -9,8 +9,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from bridge.bus.base import Delivery
-from bridge.bus.redis.answers import Answers, reply_if
+from bridge.bus.clock import BrokerClock
+from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.entry import reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
@@ -24,13 +28,19 @@ _MAX_TAKE = 128
 # The list of what a worker has in hand is changed by others only where they took it for gone.
 _IF_OURS = reply_if(b"redis.call('LREM', KEYS[1], -1, ARGV[3]) == 1")
 
+# A request begins with a brace, or is a msgpack map: one that was refused does not look like any.
+_REFUSED = b"\0no\0"
+# The reply and the entry lie on different servers: it goes into the entry, wherever that is moved to.
+_KEEP = b"""if redis.call('LREM', KEYS[1], -1, ARGV[1]) == 1 then redis.call('LPUSH', KEYS[1], ARGV[2]) return 1 end
+return redis.call('LPOS', KEYS[1], ARGV[2]) and 1 or 0"""
+
 _NO_HEADERS: Mapping[str, str] = {}
 
 
 class ListEntry:
     """One request in hand: a ``Delivery``. A list has neither ids, times nor headers."""
 
-    __slots__ = ("_queue", "claimed", "done", "payload", "perhaps_lost_at")
+    __slots__ = ("_kept", "_queue", "claimed", "content", "done", "payload", "perhaps_lost_at", "told")
 
     doubtful = False
     pulled = True
@@ -39,9 +49,12 @@ class ListEntry:
     queued_at: float | None = None
     headers = _NO_HEADERS
 
-    def __init__(self, queue: ListQueue, payload: bytes, *, claimed: bool) -> None:
+    def __init__(self, queue: ListQueue, content: bytes, *, claimed: bool) -> None:
         self._queue = queue
-        self.payload = payload
+        self.content = content
+        """What lies in the list: the request, or what became of it (``keep_refusal``)."""
+        self._kept = b""
+        self.told, self.payload = _read_refused(content) if content.startswith(_REFUSED) else (b"", content)
         self.claimed = claimed
         self.done = False
         self.perhaps_lost_at = queue.perhaps_lost_at()
@@ -71,6 +84,10 @@ class ListEntry:
             self.done = True
             self._queue.answers.reject(self, reason)
 
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
+        self._queue.confirm(self, told)
+
     def let_go(self) -> None:
         """See ``Delivery.let_go``."""
         if not self.done:
@@ -88,26 +105,40 @@ class ListEntry:
     def removal(self) -> tuple[bytes, int]:
         """See ``Entry.removal``."""
         # The oldest lie at the end.
-        return command(b"LREM", self._queue.processing, b"-1", self.payload), 1
+        return command(b"LREM", self._queue.processing, b"-1", self.content), 1
 
     @property
     def probe(self) -> bytes:
         """See ``Entry.probe``."""
-        return command(b"LPOS", self._queue.processing, self.payload, b"COUNT", b"0")
+        return command(b"LPOS", self._queue.processing, self.content, b"COUNT", b"0")
 
     def is_there(self, reply: Reply) -> bool:
         """See ``Entry.is_there``."""
         # The same bytes may have been put in twice: is there one for each of them that is in hand?
-        return isinstance(reply, list) and len(reply) >= self._queue.in_hand[self.payload]
+        return isinstance(reply, list) and len(reply) >= self._queue.in_hand[self.content]
 
     def removed(self) -> None:
         """See ``Entry.removed``."""
-        self._queue.let_go(self.payload)
+        self._queue.let_go(self.content)
+
+    def keep_refusal(self, reply: bytes) -> bytes:
+        """See ``Entry.keep_refusal``."""
+        if self.told:
+            return b""
+        self._kept = _REFUSED + msgspec.msgpack.encode((reply, self.payload))
+        self._queue.in_hand[self._kept] += 1  # either may be found in our list from now on
+        return command(b"EVAL", _KEEP, b"1", self._queue.processing, self.content, self._kept)
+
+    def refusal_kept(self, done: bool) -> None:
+        """See ``Entry.refusal_kept``."""
+        self._queue.let_go(self.content if done else self._kept)
+        if done:
+            self.content = self._kept
 
     def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
         """See ``Entry.if_ours``."""
         keys = (self._queue.processing, reply)
-        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, self.payload)
+        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, self.content)
 
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """See ``Entry.dead_letter``."""
@@ -115,6 +146,14 @@ class ListEntry:
             *(b"data", self.payload, b"reason", reason.encode("utf-8", "replace"), b"queue", self.key),
             *(b"count", b"2" if self.claimed else b"1"),
         )
+
+
+def _read_refused(content: bytes) -> tuple[bytes, bytes]:
+    """The reply that was told, and the request."""
+    try:
+        return msgspec.msgpack.decode(content[len(_REFUSED) :], type=tuple[bytes, bytes])
+    except msgspec.DecodeError:
+        return b"", content
 
 
 class ListQueue(Pull):
@@ -135,8 +174,9 @@ class ListQueue(Pull):
         worker: str,
         claim_after: float,
         sharing: Sharing,
+        clock: BrokerClock,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing, clock=clock)
         self._worker = worker.encode()
         self._claim_after = claim_after
         self._prefix = b"{%b}." % self.key
@@ -247,14 +287,16 @@ class ListQueue(Pull):
             members = command(b"SMEMBERS", self._prefix + b"workers")
             self.answers.submit(Operation(members, 1, self._found_workers, key=self.key))
 
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
         """See ``Pull.confirm``: with a sign of life whatever is in our list stays there."""
         assert isinstance(delivery, ListEntry)
+        lost_at = self.perhaps_lost_at()
 
         def looked(replies: list[Reply], error: Exception | None) -> None:
-            delivery.perhaps_lost_at = self.perhaps_lost_at()
-            self._must_look |= error is not None
-            told(error is None and delivery.is_there(replies[-1]))
+            if error is None:
+                delivery.perhaps_lost_at = lost_at
+            self._must_look |= error is not None  # who lets it go then finds it again
+            told(None if error is not None else delivery.is_there(replies[-1]))
 
         self.answers.submit(Operation(self._sign_of_life() + delivery.probe, 3, looked, key=self.key))
 

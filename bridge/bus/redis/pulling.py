@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from bridge.bus.base import Delivery
+from bridge.bus.clock import ASK_EVERY, BrokerClock
 from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.sharing import Sharing
@@ -40,6 +41,7 @@ class Pull(ABC):
         answers: Answers,
         block: float,
         sharing: Sharing,
+        clock: BrokerClock,
     ) -> None:
         self.name = name
         self.key = name.encode()
@@ -49,6 +51,8 @@ class Pull(ABC):
         self.answers = answers
         self._block = block
         self._sharing = sharing
+        self.clock = clock
+        self._ask_time_at = 0.0
         self._asked_at: float | None = None
         self._perhaps = True  # something may be there that was not read
         self._pause: asyncio.TimerHandle | None = None
@@ -82,8 +86,8 @@ class Pull(ABC):
         """Show that we live; look for what silent workers left."""
 
     @abstractmethod
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
-        """Ask whether an entry is still ours, and renew it then."""
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
 
     @abstractmethod
     def give_back(self) -> None:
@@ -208,7 +212,7 @@ class Pull(ABC):
     def _sure(self, delivery: Delivery) -> None:
         asked_at = time.monotonic()
 
-        def told(ours: bool) -> None:
+        def told(ours: bool | None) -> None:
             if ours and time.monotonic() - asked_at > self._claim_after / 2:
                 self._sure(delivery)  # we stood still again
             elif ours:
@@ -241,6 +245,8 @@ class Pull(ABC):
             self._sharing.join(self)
         self._sharing.promise(self, 0)
         if not self.stopping:
+            # Answered before the first entry: what it says of its age is right.
+            self._link.post(self._what_time())
             self.prepare()
             self._go_on()
 
@@ -306,6 +312,17 @@ class Pull(ABC):
             self._upkeep.cancel()
         self._upkeep = asyncio.get_running_loop().call_soon(self._keep_up)  # type: ignore[assignment]
 
+    def _what_time(self) -> Operation:
+        asked_at = time.time()
+        self._ask_time_at = time.monotonic() + ASK_EVERY
+
+        def told(replies: list[Reply], error: Exception | None) -> None:
+            if error is None and isinstance(replies[0], list):  # not where we may not ask it
+                seconds, microseconds = replies[0]
+                self.clock.noted(asked_at, int(seconds) + int(microseconds) / 1e6)
+
+        return Operation(command(b"TIME"), 1, told, key=self.key)
+
     def _keep_up(self) -> None:
         if self._late():
             self._woke = True  # what the question brings that was asked before may be another's
@@ -315,6 +332,8 @@ class Pull(ABC):
             self._upkeep_due = time.monotonic() + interval
             self._upkeep = asyncio.get_running_loop().call_later(interval, self._keep_up)
             self.upkeep()
+            if time.monotonic() >= self._ask_time_at:
+                self.answers.submit(self._what_time())
             if self._link.waits_for_ring and not self.stopping:
                 self._rung()  # a server that was replaced behind our back tells nothing
 

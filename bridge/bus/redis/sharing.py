@@ -67,11 +67,14 @@ class Sharing:
         return self._promised.get(asker, 0)
 
     def left(self, asker: Asker) -> int:
-        """How many entries it may take now; what others ask for already is theirs."""
+        """How many entries that wait for it already it may take now; what others ask for is theirs.
+
+        One where they ask for all: a question to an idle queue brings nothing, for as long as it stands.
+        """
         if asker.room is None:
             return UNKNOWN
         room = asker.room()
-        return max(0, min(room, self._whole(room) - self._by_others(asker))) if room > 0 else 0
+        return max(1, min(room, self._whole(room) - self._by_others(asker))) if room > 0 else 0
 
     def share(self, asker: Asker) -> int:
         """How many to ask for: what is left, divided with those who do not ask yet.

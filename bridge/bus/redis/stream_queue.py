@@ -9,7 +9,9 @@ import random
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
-from bridge.bus.redis.answers import Answers, reply_if
+from bridge.bus.clock import BrokerClock
+from bridge.bus.redis.answers import Answers
+from bridge.bus.redis.entry import reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
@@ -48,6 +50,7 @@ class StreamEntry:
 
     doubtful = False
     pulled = True
+    told = b""
     __slots__ = ("_queue", "claimed", "count", "done", "entry_id", "headers", "ident", "payload", "perhaps_lost_at")
 
     def __init__(self, queue: StreamQueue, ident: bytes, fields: list[bytes], *, claimed: bool, count: int) -> None:
@@ -79,7 +82,7 @@ class StreamEntry:
     @property
     def queued_at(self) -> float | None:
         """See ``Delivery.queued_at``: the time in the entry's id."""
-        return int(self.ident.partition(b"-")[0]) / 1000
+        return self._queue.clock.here(int(self.ident.partition(b"-")[0]) / 1000)
 
     def finish(
         self,
@@ -100,6 +103,10 @@ class StreamEntry:
         if not self.done:
             self.done = True
             self._queue.answers.reject(self, reason)
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        """See ``Delivery.still_ours``."""
+        self._queue.confirm(self, told)
 
     def let_go(self) -> None:
         """See ``Delivery.let_go``."""
@@ -133,6 +140,13 @@ class StreamEntry:
         """See ``Entry.removed``."""
         self._queue.in_hand.pop(self.ident, None)
 
+    def keep_refusal(self, reply: bytes) -> bytes:
+        """See ``Entry.keep_refusal``: entries that have ids are recorded elsewhere."""
+        return b""
+
+    def refusal_kept(self, done: bool) -> None:
+        """See ``Entry.refusal_kept``."""
+
     def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
         """See ``Entry.if_ours``."""
         keys = (self.key, reply)
@@ -160,8 +174,9 @@ class StreamQueue(Pull):
         worker: str,
         claim_after: float,
         sharing: Sharing,
+        clock: BrokerClock,
     ) -> None:
-        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing)
+        super().__init__(name, handler, room, link=link, answers=answers, block=_BLOCK, sharing=sharing, clock=clock)
         self.worker = worker.encode()
         self._claim_after = claim_after
         self.in_hand: dict[bytes, StreamEntry] = {}
@@ -301,14 +316,15 @@ class StreamQueue(Pull):
         else:
             two_steps()
 
-    def confirm(self, delivery: Delivery, told: Callable[[bool], None]) -> None:
-        """See ``Pull.confirm``; where nobody could say it is claimed like a silent worker's, by us or by others."""
+    def confirm(self, delivery: Delivery, told: Callable[[bool | None], None]) -> None:
+        """See ``Pull.confirm``."""
         assert isinstance(delivery, StreamEntry)
-        ident = delivery.ident
+        ident, lost_at = delivery.ident, self.perhaps_lost_at()
 
         def renewed(mine: set[bytes] | None) -> None:
-            delivery.perhaps_lost_at = self.perhaps_lost_at()
-            told(mine is not None and ident in mine)
+            if mine is not None:
+                delivery.perhaps_lost_at = lost_at
+            told(None if mine is None else ident in mine)
 
         self._renew([ident], renewed)
 

@@ -233,3 +233,32 @@ async def test_a_small_room_of_its_own_is_no_reason_to_wait_for_those_with_a_lar
         await line.open(bus)
         await line.put(1)
     await eventually(lambda: node.came == other.came == [1])
+
+
+async def test_what_a_silent_worker_left_is_claimed_while_an_idle_queue_asks_for_all_the_room(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: Any, kind: str, queue: str, eventually: Eventually
+) -> None:
+    room = 20
+    came: list[int] = []
+
+    def take(delivery: Delivery) -> None:
+        nonlocal room
+        assert delivery.claimed
+        room -= 1
+        came.append(int(delivery.payload))
+
+    heir = await open_redis(valkey_server.url, queue_type=kind, worker="heir", claim_after=0.3)
+    await heir.consume(queue, take, room=lambda: room)
+    dead = await open_redis(valkey_server.url, queue_type=kind, worker="dead", claim_after=0.3)
+    line = Line(client, kind, f"{queue}.fs1")
+    taken: list[Delivery] = []
+    await dead.consume(line.name, taken.append, one_of_many=True)
+    for number in range(30):
+        await line.put(number)
+    await eventually(lambda: len(taken) == 30)
+    await heir.consume(line.name, take, room=lambda: min(room, 25), one_of_many=True)
+    await dead.close()
+    await eventually(lambda: room <= 0)
+    assert came == list(range(len(came)))
+    room = 50
+    await eventually(lambda: came == list(range(30)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -243,6 +244,21 @@ async def test_the_budget_can_end_while_connecting(
     await until(lambda: "x" in answers)
     assert answers["x"].status == "unsent"
     assert isinstance(answers["x"].error, BudgetSpent)
+
+
+async def test_what_waits_is_not_written_after_its_deadline_by_one_who_stood_still(
+    switch: SimulatedSwitch, make_pool: MakePool, answers: Any, until: Until
+) -> None:
+    pool = make_pool(switch.url, max_connections=1, max_pipelined=1)
+    await pool.api("echo first", 5)
+    pool.submit(commands.api("msleep 50"), lambda _outcome: time.sleep(0.4), deadline=soon())
+    pool.submit(commands.api("echo too late"), answers.take("late"), deadline=soon(0.3))
+    pool.submit(commands.api("echo in time"), answers.take("next"), deadline=soon())
+    await until(lambda: len(answers) == 2)
+    assert isinstance(answers["late"].error, BudgetSpent)
+    assert answers["late"].status == "unsent"
+    assert answers["next"].reply.text == "in time"
+    assert not switch.executed["echo too late"]
 
 
 async def test_the_queue_is_bounded(make_pool: MakePool, scripted: Any, answers: Any, until: Until) -> None:

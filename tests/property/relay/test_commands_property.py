@@ -9,6 +9,7 @@ import asyncio
 import functools
 import itertools
 import json
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -90,6 +91,8 @@ class Given:
     queued_at: float | None = None
     doubtful: bool = False
     pulled: bool = False
+    told: bytes = b""
+    perhaps_lost_at: float = math.inf
     headers: dict[str, str] = field(default_factory=dict)
     loop: Any = None
 

@@ -213,6 +213,7 @@ class Handed:
     headers: Mapping[str, str] = MappingProxyType({})
     queued_at = None
     pulled = True
+    told = b""
 
     def __init__(self, entry: Entry, worker: Worker, *, claimed: bool) -> None:
         self.entry, self.worker = entry, worker
@@ -224,6 +225,7 @@ class Handed:
         self.reply_to = entry.address
         self.over = False
         self.in_hand = True
+        self.perhaps_lost_at = asyncio.get_running_loop().time() + CLAIM_AFTER / 3
 
     def finish(
         self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
@@ -247,8 +249,17 @@ class Handed:
 
         self.worker.write(leave)
 
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        def look() -> None:
+            self.perhaps_lost_at = asyncio.get_running_loop().time() + CLAIM_AFTER / 3
+            told(self.entry.holder is self.worker and not self.entry.gone)
+
+        if self.worker.connected:
+            self.worker.write(look)
+        else:
+            told(None)
+
     def let_go(self) -> None:
-        assert self.worker.apart
         assert not self.over
         self.over, self.in_hand = True, False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -134,10 +135,13 @@ class FakeDelivery:
     claimed: bool = False
     doubtful: bool = False
     pulled: bool = False
+    told: bytes = b""
+    perhaps_lost_at: float = math.inf
     headers: dict[str, str] = field(default_factory=dict)
     sent: list[tuple[str, bytes, str, dict[str, str]]] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
     let: bool = False
+    asked: Callable[[bool | None], None] | None = None
 
     def finish(
         self, address: str, payload: bytes, content_type: str, headers: Any = None, *, refusal: bool = False
@@ -148,6 +152,9 @@ class FakeDelivery:
     def reject(self, reason: str) -> None:
         self._once()
         self.rejected.append(reason)
+
+    def still_ours(self, told: Callable[[bool | None], None]) -> None:
+        self.asked = told
 
     def let_go(self) -> None:
         self._once()
@@ -202,7 +209,7 @@ class SlowLedger:
     def keep(self, key: str, reply: CommandReply, stored: Any) -> None:
         self.steps.append(lambda: self.inner.keep(key, reply, stored))
 
-    def release(self, key: str, reply: CommandReply) -> None:
+    def release(self, key: str, reply: CommandReply | None) -> None:
         self.inner.release(key, reply)
 
     def replace(self, key: str, reply: CommandReply) -> None:
