@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
 import msgspec
-import structlog
 
 from bridge.bus.base import StreamSpec
 from bridge.bus.nats.inbox import ask
@@ -17,7 +17,7 @@ from bridge.bus.nats.pipeline import ACK_WINDOW, NatsAppender
 from bridge.bus.nats.room import Room, room_of
 from bridge.errors import BusRefused, BusUnavailable
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 API = "$JS.API."
 API_TIMEOUT = 2.0
@@ -85,7 +85,7 @@ class JetStream:
         interest = (info.get("config") or {}).get("retention") == "interest"
         if interest and not (info.get("state") or {}).get("consumer_count") and name not in self._warned:
             self._warned.add(name)
-            log.warning("a stream keeps only what its consumers want, and has none: events are lost in it", stream=name)
+            log.warning("stream %s keeps only what its consumers want, and has none: events are lost in it", name)
 
     async def _create(self, link: NatsLink, stream: StreamSpec, max_bytes: int) -> dict[str, Any] | None:
         config = {
