@@ -229,27 +229,34 @@ class ReplyDesk:
         if not exchange.answered:
             exchange.held = [*(exchange.held or ()), (part, whole)]
             return
-        told, _ = encode_within(part, JSON, self._bus.max_payload - _ENVELOPE)
-        self._hooks.on_late(msgspec.to_builtins(told))
         if whole is None or exchange.late:
+            self._notice_late(part)
             return
         exchange.late = True
         refusals, delivery = self.refusals, exchange.delivery
         if whole.executed is _NO and refusals is not None and refusals.know(delivery):
             # Its entry may be there yet: who gets it must not run what was told not to have run.
             kept = msgspec.structs.replace(_to_keep(whole), late=False)
-            refusals.refuse(delivery, kept, partial(self._late_refused, exchange, whole), asked=exchange.ours)
+            answer = partial(self._late_refused, exchange, part, whole)
+            refusals.refuse(delivery, kept, answer, asked=exchange.ours)
         else:
-            self._late_known(exchange, whole)
+            self._late_known(exchange, part, whole)
 
-    def _late_refused(self, exchange: Exchange, whole: CommandReply, right: Right, told: CommandReply | None) -> None:
+    def _late_refused(
+        self, exchange: Exchange, part: CommandReply, whole: CommandReply, right: Right, told: CommandReply | None
+    ) -> None:
         if right is Right.MINE:  # else another worker has the entry, and the answer is left to it
-            self._late_known(exchange, whole)
+            self._late_known(exchange, part, whole)
 
-    def _late_known(self, exchange: Exchange, whole: CommandReply) -> None:
+    def _late_known(self, exchange: Exchange, part: CommandReply, whole: CommandReply) -> None:
+        self._notice_late(part)
         whole, _ = self._send(exchange, whole)
         if exchange.marked:
             self.ledger.replace(exchange.key, msgspec.structs.replace(_to_keep(whole), late=False))
+
+    def _notice_late(self, part: CommandReply) -> None:
+        told, _ = encode_within(part, JSON, self._bus.max_payload - _ENVELOPE)
+        self._hooks.on_late(msgspec.to_builtins(told))
 
     def _send(self, exchange: Exchange, reply: CommandReply) -> tuple[CommandReply, bytes]:
         reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
