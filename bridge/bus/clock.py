@@ -5,12 +5,11 @@ Entries bear the broker's time, budgets are judged by ours. This room never asks
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 
-import structlog
-
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 ASK_EVERY: Final = 30.0
 """Seconds after which the broker is asked for its time again."""
@@ -36,13 +35,11 @@ class BrokerClock:
         if abs(ahead) > _APART and not self._told:
             self._told = True
             which = "ahead of" if ahead > 0 else "behind"
-            log.warning(
-                f"this machine's clock is {which} the broker's: deadline_ms of requests is judged by it",
-                seconds=round(abs(ahead), 3),
-            )
+            text = "this machine's clock is %s the broker's, by %.3f s: deadline_ms of requests is judged by it"
+            log.warning(text, which, abs(ahead))
         elif abs(ahead) < _TOGETHER and self._told:
             self._told = False
-            log.info("this machine's clock and the broker's agree again", seconds=round(ahead, 3))
+            log.info("this machine's clock and the broker's agree again")
 
     def here(self, said: float) -> float:
         """What this machine's clock showed at an instant that the broker told."""
