@@ -35,14 +35,11 @@ class BrokerClock:
         if abs(ahead) > _APART and not self._told:
             self._told = True
             which = "ahead of" if ahead > 0 else "behind"
-            log.warning(
-                "this machine's clock is %.3f s %s the broker's: deadline_ms of requests is judged by it",
-                abs(ahead),
-                which,
-            )
+            text = "this machine's clock is %s the broker's, by %.3f s: deadline_ms of requests is judged by it"
+            log.warning(text, which, abs(ahead))
         elif abs(ahead) < _TOGETHER and self._told:
             self._told = False
-            log.info("this machine's clock and the broker's agree again, to %.3f s", ahead)
+            log.info("this machine's clock and the broker's agree again")
 
     def here(self, said: float) -> float:
         """What this machine's clock showed at an instant that the broker told."""

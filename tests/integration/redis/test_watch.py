@@ -262,3 +262,31 @@ async def test_what_a_silent_worker_left_is_claimed_while_an_idle_queue_asks_for
     assert came == list(range(len(came)))
     room = 50
     await eventually(lambda: came == list(range(30)))
+
+
+async def test_an_entry_says_whose_it_is(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: Any, kind: str, queue: str, eventually: Eventually
+) -> None:
+    taken: list[Delivery] = []
+    claimed: list[Delivery] = []
+    slow = await open_redis(valkey_server.url, queue_type=kind, worker="slow", claim_after=30.0)
+    line = Line(client, kind, queue)
+    await slow.consume(queue, taken.append, one_of_many=True)
+    for number in range(2):
+        await line.put(number)
+    await eventually(lambda: len(taken) == 2)
+    before = taken[0].perhaps_lost_at
+    said: list[bool | None] = []
+    taken[0].still_ours(said.append)
+    await eventually(lambda: said == [True])
+    assert taken[0].perhaps_lost_at > before
+    heir = await open_redis(valkey_server.url, queue_type=kind, worker="heir", claim_after=0.3)
+    await client.delete(f"{{{queue}}}.alive.slow")  # it does not renew that before ten seconds
+    await heir.consume(queue, claimed.append)
+    await eventually(lambda: len(claimed) == 2)
+    for delivery in taken:
+        delivery.still_ours(said.append)
+    await eventually(lambda: said == [True, False, False])
+    await slow._writers.close()
+    taken[0].still_ours(said.append)
+    assert said[3:] == [None]
