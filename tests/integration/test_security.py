@@ -252,7 +252,18 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("papers")
     pair = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     made = ("-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.pem")
-    openssl("req", "-x509", *pair, "-days", "2", "-subj", "/CN=ca", *made)
+    openssl(
+        "req",
+        "-x509",
+        *pair,
+        "-days",
+        "2",
+        "-subj",
+        "/CN=ca",
+        "-addext",
+        "keyUsage=critical,keyCertSign,cRLSign",
+        *made,
+    )
     names = folder / "names"
     names.write_text("subjectAltName=IP:127.0.0.1\n")
     signed = ("-CA", f"{folder}/ca.pem", "-CAkey", f"{folder}/ca.key", "-CAcreateserial", "-extfile", str(names))
