@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 BEST_EFFORT = "this bus keeps nothing: nodes are held by roll call, failover is best effort"
 ALONE_AFTER = 1.0
 """Seconds without a bus after which a worker that has just started links to every node, to keep what they say."""
+BUS_CHECK = 0.05
+"""Seconds between two looks whether the bus is back, for a worker that ends."""
 WORD_PAUSE = 0.05
 """Seconds within which several changes are one word to the others."""
 
@@ -157,8 +159,14 @@ class Crew:
 
     async def leave(self, timeout: float) -> None:
         """Hand the nodes over, within ``timeout`` s, and be gone."""
-        if self._roll_call is None and self._fleet.joined.is_set() and self._bus.connected:
-            await self._fleet.leave(timeout)
+        deadline = time.monotonic() + timeout
+        shared = self._roll_call is None and self._fleet.joined.is_set()
+        missed = shared and not self._bus.connected and self._fleet.others()
+        # Nobody can take a node while the bus is away. Who let go of it now would leave it to nobody.
+        while missed and not self._bus.connected and time.monotonic() < deadline:  # noqa: ASYNC110 - the bus's state
+            await asyncio.sleep(BUS_CHECK)
+        if shared and self._bus.connected:
+            await self._fleet.leave(max(0.0, deadline - time.monotonic()), missed=missed)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

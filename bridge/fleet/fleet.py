@@ -78,7 +78,7 @@ class Fleet:
         self._hurry = asyncio.Event()
         self._renewed_at = 0.0
         self._away_since: float | None = None
-        self._back_at = float("-inf")
+        self._back_at, self._beaten_at = float("-inf"), float("inf")
         self._room = PACE
         self._tasks: set[asyncio.Task[None]] = set()
         self._placed: object = None
@@ -157,13 +157,19 @@ class Fleet:
                 log.exception("a beat failed; going on")
             await self._wait()
 
-    async def leave(self, timeout: float) -> None:
-        """Hand every node over, for at most ``timeout`` s, and be gone."""
+    async def leave(self, timeout: float, *, missed: bool = False) -> None:
+        """Hand every node over, for at most ``timeout`` s, and be gone.
+
+        ``missed``: others were there before the bus went away; it is back, and they will be in a moment.
+        """
         self.leaving = True
-        deadline = time.monotonic() + timeout
+        now = time.monotonic()
+        deadline = now + timeout
+        patience = min(deadline, now + max(self.lease_time, COMEBACK)) if missed else now
         self.changed()
-        while self._owned() and time.monotonic() < deadline and self._others():  # noqa: ASYNC110 - beats go on meanwhile
+        while self._owned() and (now < patience or (now < deadline and self.others())):
             await asyncio.sleep(0.02)
+            now = time.monotonic()
         for task in list(self._tasks):
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(task), max(0.1, deadline - time.monotonic()))
@@ -190,9 +196,13 @@ class Fleet:
             await self._look()
         else:
             await self._announce_and_look()
+        done = time.monotonic()
         if self._away_since is not None:
             log.info("the fleet's storage is back", seconds=round(now - self._away_since, 1))
             self._away_since, self._back_at = None, now
+        elif done - self._beaten_at > self.lease_time:  # away for less than it takes to notice, and leases ran out
+            self._back_at = done
+        self._beaten_at = done
         self._place()
         self._decide(time.monotonic())
         self.joined.set()
@@ -360,7 +370,8 @@ class Fleet:
     def _owned(self) -> list[Ownership]:
         return [one for one in self.ownerships.values() if one.owns]
 
-    def _others(self) -> bool:
+    def others(self) -> bool:
+        """Whether somebody else is there who could take a node, as far as known."""
         return any(id != self._id and not entry.draining for id, entry in self.members.items())
 
     def _spawn(self, work: Any) -> None:
