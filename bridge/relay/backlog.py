@@ -21,6 +21,7 @@ class Parcel(msgspec.Struct, eq=False):
 
     ``rows`` is what is on disk, ``chunks`` what is in memory (while it is written, and when it was read again).
     ``adopted`` parcels are an earlier run's; ``corrected`` are those whose clock was set since they were begun.
+    ``older`` holds, while it is written, the number of the parcel that each chunk lies in already, or 0.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Parcel(msgspec.Struct, eq=False):
     stored: bool = False
     begun: bool = False
     corrected: bool = False
+    older: list[int] = []
 
     @property
     def droppable(self) -> bool:
@@ -115,14 +117,13 @@ class Backlog:
         events = sum([row.events for row in rows])
         first = identity_of(chunks[0].messages[0])
         parcel = Parcel(number, chunks[0].epoch, rows, chunks[0].at, chunks[-1].at, first, chunks, holes, size, events)
+        parcel.older = [chunk.parcel for chunk in chunks]  # of those that were here before, taken and put back
+        for chunk in chunks:
+            chunk.parcel = 0
         self.events += events
         self.stored += size
         self._hold(size)
         self._write(parcel)
-        for chunk in chunks:
-            if chunk.parcel:  # it was here before, taken and put back
-                self.settled(chunk.parcel)
-                chunk.parcel = 0
         return parcel
 
     def _write(self, parcel: Parcel) -> None:
@@ -138,20 +139,28 @@ class Backlog:
                 self._write(parcel)
 
     def give_up(self, now: float) -> tuple[int, list[Loss]]:
-        """Drop what the disk did not take; returns its events, and the losses with those that it carried."""
+        """Drop what the disk did not take; returns its events, and the losses with those that it carried.
+
+        What lies there from before stays for the next run.
+        """
         losses: list[Loss] = []
-        count = 0
+        total = 0
         for index in reversed([index for index, parcel in enumerate(self.parcels) if parcel.unwritten]):
+            parcel = self.parcels[index]
+            kept = sum([len(chunk.messages) for chunk, number in _with_older(parcel) if number])
+            count, parcel.older = parcel.events - kept, []
             loss, holes = self.drop(index, now)
-            losses[:0] = [*holes, loss]
-            count += loss.count or 0
-        return count, losses
+            loss.count = count
+            losses[:0] = [*holes, loss] if count else holes
+            total += count
+        return total, losses
 
     def _written(self, parcel: Parcel, error: Exception | None) -> None:
         parcel.writing = False
         if error is not None:
             return  # it stays in memory, as what it is
         parcel.stored = True
+        self._forget_older(parcel)
         # The one that goes out next is not read again; any other makes room.
         if parcel.chunks is not None and parcel in self.parcels and parcel is not self.parcels[0]:
             self._free(parcel)
@@ -174,6 +183,9 @@ class Backlog:
                 chunk.parcel = parcel.number
             self._due[parcel.number] = len(chunks)
         else:
+            for chunk, number in _with_older(parcel, chunks):
+                chunk.parcel = number
+            parcel.older = []
             self._delete(parcel)
         self.stored -= parcel.size
         if self.parcels and self.parcels[0].chunks is None:
@@ -226,6 +238,7 @@ class Backlog:
         del self.parcels[index]
         self.events -= parcel.events
         self.stored -= parcel.size
+        self._forget_older(parcel)
         self._free(parcel)
         self._delete(parcel)
         loss = Loss(parcel.epoch, "buffer", parcel.start, now, count=parcel.events)
@@ -268,6 +281,11 @@ class Backlog:
             parcel.chunks = None
             self._hold(-parcel.size)
 
+    def _forget_older(self, parcel: Parcel) -> None:
+        older, parcel.older = parcel.older, []
+        for number in older:
+            self.settled(number)
+
     def _delete(self, parcel: Parcel) -> None:
         # Called when its chunks are no longer there: what has not begun to be written never will be.
         if parcel.begun or parcel.stored:
@@ -285,6 +303,11 @@ def _grouped(chunks: list[Chunk]) -> list[list[Chunk]]:
         groups[-1].append(chunk)
         size += chunk.size
     return groups
+
+
+def _with_older(parcel: Parcel, chunks: list[Chunk] | None = None) -> Iterable[tuple[Chunk, int]]:
+    """Its chunks, each with the number of the parcel that it lies in already; none once it is stored itself."""
+    return zip(chunks or parcel.chunks or (), parcel.older, strict=False)
 
 
 def _begun(parcel: Parcel) -> list[Chunk] | None:

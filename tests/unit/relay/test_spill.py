@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -344,3 +345,46 @@ class Meter:
     def event_lag(self, node: str, waited: float) -> None: ...
 
     def gap(self, node: str, reason: str) -> None: ...
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "mended"])
+async def test_what_lies_on_a_full_disk_stays_there_until_its_new_copy_does(tmp_path: Path, end: str) -> None:
+    """It was taken, came back from a broken pipeline, and is spilled once more."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.mkdir()
+    house = House(first)
+    for number in range(3):
+        house.buffer.append(Chunk(EPOCH, [Message("t", b"x", str(number))], PARCEL_SIZE, 5.0))
+    house.buffer.spill()
+    await house.spill.settle()
+    taken: list[Chunk] = []
+    ready = asyncio.Event()
+    house.buffer.wake = ready.set
+    async with asyncio.timeout(10):
+        while len(taken) < 3:
+            ready.clear()
+            if not (some := house.buffer.take(1 << 30)):
+                await ready.wait()
+            taken += some
+    house.buffer.put_back(taken)
+    with full_disk():
+        house.buffer.spill()
+        house.spill.catch_up(5.0)
+        assert house.spill.failing
+        if end == "stopped":
+            house.buffer.close(9.0)
+            await house.spill.settle()
+    if end == "stopped":
+        assert (await house.reservoir.close()).total() == 1, "the one that goes out next was never on it"
+    elif end == "mended":
+        assert [await house.rest(1) for _ in range(3)] == [["0"], ["1"], ["2"]]
+        assert await house.end() == 0
+        assert not house.path.exists()
+        return
+    shutil.copytree(first, other)
+    again = House(other)
+    assert [await again.rest(1) for _ in range(2)] == [["1"], ["2"]]
+    await again.end()
+    assert not again.path.exists()
+    if end == "killed":
+        await house.end()
