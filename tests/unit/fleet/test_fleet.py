@@ -352,6 +352,36 @@ async def test_an_owner_that_finds_the_broker_late_is_waited_for(yard: Yard, mon
     assert (other, "take", "fs1") not in yard.story[yard.story.index((owner, "take", "fs1")) :]
 
 
+async def test_an_outage_that_is_over_before_it_is_noticed_leaves_the_owner_its_nodes_too(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker answers after more than a lease time: leases ran out, and nobody was told that it was away."""
+    monkeypatch.setattr("bridge.fleet.fleet.COMEBACK", LEASE * 6)
+    await yard.join("a", 1)
+    await yard.join("b", 1)
+    await yard.until(lambda: yard.divided(1))
+    (owner,) = yard.owners()["fs1"]
+    (other,) = {"a", "b"} - {owner}
+    storage, late = yard.buses[other].storage, yard.fleets[owner]
+    answered, renew = asyncio.Event(), storage.renew
+
+    async def slow(*told: Any) -> Any:
+        await asyncio.sleep(LEASE * 2)
+        monkeypatch.setattr(storage, "renew", renew)
+        answered.set()
+        return await renew(*told)
+
+    monkeypatch.setattr(storage, "renew", slow)
+    yard._tasks[owner].cancel()
+    await answered.wait()
+    assert not yard.owners()
+    await asyncio.sleep(LEASE * 2)
+    assert not yard.owners()
+    yard._tasks[owner] = asyncio.create_task(late.run())
+    await yard.until(lambda: yard.owners() == {"fs1": [owner]})
+    assert (other, "take", "fs1") not in yard.story[yard.story.index((owner, "take", "fs1")) :]
+
+
 async def test_an_owner_that_had_written_no_mark_yet_goes_on_after_an_outage(yard: Yard) -> None:
     """The mark that it finds is the one that it began behind: nobody published in between."""
     await yard.join("a", 0)
