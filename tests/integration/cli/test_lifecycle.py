@@ -364,6 +364,7 @@ async def test_the_procfile_runs_with_honcho(config, tmp_path):
 # Sends Ctrl-C while the module named is being imported.
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
 class Finder:
     def find_spec(self, name, *_):
         if name == {module!r}:
