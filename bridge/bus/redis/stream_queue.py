@@ -138,7 +138,10 @@ class StreamEntry:
 
     def removed(self) -> None:
         """See ``Entry.removed``."""
-        self._queue.in_hand.pop(self.ident, None)
+        queue = self._queue
+        queue.in_hand.pop(self.ident, None)
+        if queue.gone is not None:
+            queue.gone.add(self.ident)
 
     def keep_refusal(self, reply: bytes) -> bytes:
         """See ``Entry.keep_refusal``: entries that have ids are recorded elsewhere."""
@@ -193,6 +196,8 @@ class StreamQueue(Pull):
         self._cursor: bytes | None = b"0"
         self._maybe_claimed: set[bytes] = set()  # the answer to a claim was lost
         self._scripts = True  # the server lets us use them
+        self.gone: set[bytes] | None = None
+        """What was finished while our own list is read: an answer that is on its way may show it once more."""
 
     # --- reading ---------------------------------------------------------------------------------------
 
@@ -201,7 +206,11 @@ class StreamQueue(Pull):
         create = command(b"XGROUP", b"CREATE", self.key, GROUP, b"0", b"MKSTREAM")
         self._link.post(Operation(create, 1, self._created))
         # An answer that a broken connection swallowed is in our list at the server: read it again.
+        self._read_ours()
+
+    def _read_ours(self) -> None:
         self._cursor = b"0"
+        self.gone = set() if self.gone is None else self.gone
 
     def _created(self, replies: list[Reply], error: Exception | None) -> None:
         if replies and isinstance(replies[0], Exception) and "BUSYGROUP" not in str(replies[0]):
@@ -238,13 +247,13 @@ class StreamQueue(Pull):
                 self._hand_over(ident, fields, claimed=False, count=1)
             return bool(entries)
         if not entries:
-            self._cursor = None
+            self._cursor = self.gone = None
             self._first_life = False
             self._maybe_claimed.clear()
             return True
         self._cursor = entries[-1][0]
         for ident, fields in entries:
-            if ident not in self.in_hand:
+            if ident not in self.in_hand and ident not in (self.gone or ()):
                 claimed = self._first_life or ident in self._maybe_claimed
                 self._hand_over(ident, fields, claimed=claimed, count=2)
         return True
@@ -345,7 +354,7 @@ class StreamQueue(Pull):
         def claimed(replies: list[Reply], error: Exception | None) -> None:
             if error is not None:
                 self._maybe_claimed.update(wanted)
-                self._cursor = b"0"
+                self._read_ours()
             if error is not None or not isinstance(replies[0], list):
                 return
             for entry in replies[0]:
