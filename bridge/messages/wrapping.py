@@ -101,8 +101,8 @@ class JsonWrapping(Wrapping):
 
     def __init__(self, node: str, worker: str, epoch: str) -> None:
         super().__init__()
-        self._source = f'","source":{quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
-        self._end = f',"node":{quote(node)},"worker":{quote(worker)},"epoch":{quote(epoch)},"sequence":"'
+        self._source = f'","source":{_quote(SOURCE_PREFIX + node)},"type":"{TYPE_PREFIX}'
+        self._end = f',"node":{_quote(node)},"worker":{_quote(worker)},"epoch":{_quote(epoch)},"sequence":"'
         self._tail = 'Z"' + self._end
         self._second_text = ""
 
@@ -117,7 +117,7 @@ class JsonWrapping(Wrapping):
 
     def safe(self, identity: str) -> str:
         """See ``Wrapping``."""
-        return identity if is_plain(identity) else quote(identity)[1:-1]
+        return identity if _is_plain(identity) else _quote(identity)[1:-1]
 
     def flags(self, names: Iterable[str]) -> str:
         """See ``Wrapping``."""
@@ -154,7 +154,7 @@ class JsonWrapping(Wrapping):
         return time
 
     def _subject(self, subject: str) -> str:
-        return f',"subject":{quote(subject)}'
+        return f',"subject":{_quote(subject)}'
 
 
 class PackedWrapping(Wrapping):
@@ -220,12 +220,12 @@ class PackedWrapping(Wrapping):
         return _packed("subject") + _packed(subject)
 
 
-def quote(text: str) -> str:
+def _quote(text: str) -> str:
     """The text as a JSON string, quotes and all."""
     return _json.encode(text).decode()
 
 
-def is_plain(identity: str) -> bool:
+def _is_plain(identity: str) -> bool:
     """Whether an identity is what FreeSWITCH stamps: hex digits, dashes and one colon, which need no quoting."""
     return identity.replace("-", "").replace(":", "").isalnum() and identity.isascii()
 

@@ -22,6 +22,8 @@ from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.storage import WORKERS
 from bridge.client import Bridge
 from bridge.errors import BusError
+from bridge.messages.codec import JSON
+from bridge.messages.command import CommandReply, CommandRequest, decode_reply, encode_request
 from bridge.messages.event import EventMessage, decode_event
 from bridge.messages.fleet import WorkerEntry, decode_worker
 from bridge.messages.notice import Notice
@@ -183,6 +185,19 @@ class Arena:
         self.notices.append(notice)
         if notice.kind == "gap":
             self.gaps.append(notice)
+
+    async def ask(
+        self, client: Bridge, queue: str, request: CommandRequest, hear: Callable[[CommandReply], object]
+    ) -> None:
+        """Put a request in, and hear every reply to it."""
+        heard = await client.bus.request(
+            queue,
+            encode_request(request, JSON),
+            JSON.request_content_type,
+            lambda payload, _type: hear(decode_reply(payload)),
+            reply_to=request.reply_to,
+        )
+        self.stack.push_async_callback(heard.close)
 
     async def nodes(self, count: int, rate: int = 200) -> list[Told]:
         for _ in range(count):

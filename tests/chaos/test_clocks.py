@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridge.messages.codec import JSON
-from bridge.messages.command import CommandReply, CommandRequest, decode_reply, encode_request
+from bridge.messages.command import CommandReply, CommandRequest
 from bridge.simulator import SimulatedSwitch
 from tests.chaos.conftest import Arena, until
 
@@ -30,14 +29,7 @@ async def test_a_budget_is_counted_by_the_brokers_clock_and_the_log_tells_of_our
     async def ask(id: str, timeout: int) -> None:
         address = bus.new_reply_address(queue)
         request = CommandRequest(id=id, command=f"eval {id}", timeout_ms=timeout, reply_to=address)
-        heard = await bus.request(
-            queue,
-            encode_request(request, JSON),
-            JSON.request_content_type,
-            lambda payload, _type: told.append(decode_reply(payload)),
-            reply_to=address,
-        )
-        arena.stack.push_async_callback(heard.close)
+        await arena.ask(arena.client, queue, request, told.append)
 
     if arena.broker.kind == "nats":
         await arena.client.bus._durable.make()  # type: ignore[attr-defined]

@@ -14,8 +14,7 @@ import pytest
 
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.client import Bridge
-from bridge.messages.codec import JSON
-from bridge.messages.command import CommandReply, CommandRequest, decode_reply, encode_request
+from bridge.messages.command import CommandReply, CommandRequest
 from bridge.simulator import SimulatedSwitch
 from tests.chaos.conftest import Arena, Process, until
 from tests.integration.redis.conftest import _eventually, cluster, start_valkey, url_of  # noqa: F401 - fixtures
@@ -127,14 +126,7 @@ class Scene:
         address = bus.new_reply_address(queue)
         request = CommandRequest(id=id, command=command or f"eval {id}", timeout_ms=60_000, reply_to=address, **fields)
         replies: list[CommandReply] = []
-        listening = await bus.request(
-            queue,
-            encode_request(request, JSON),
-            JSON.request_content_type,
-            lambda payload, _type: replies.append(decode_reply(payload)),
-            reply_to=address,
-        )
-        self.arena.stack.push_async_callback(listening.close)
+        await self.arena.ask(self.client, queue, request, replies.append)
         return replies
 
 

@@ -54,16 +54,19 @@ class Bottleneck:
         self._writers += [writer, broker]
         back = asyncio.create_task(self._pump(there, writer))
         self._tasks.add(back)
-        carried = 0
         with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                carried += len(data)
-                if carried > ENOUGH and not self.open.is_set():
-                    self.stuck += 1
-                    await self.open.wait()
-                broker.write(data)
-                await broker.drain()
+            await self._pass(reader, broker)
         broker.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, broker: asyncio.StreamWriter) -> None:
+        carried = 0
+        while data := await reader.read(65536):
+            carried += len(data)
+            if carried > ENOUGH and not self.open.is_set():
+                self.stuck += 1
+                await self.open.wait()
+            broker.write(data)
+            await broker.drain()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -122,18 +125,10 @@ async def test_a_lease_is_renewed_beside_megabytes_that_do_not_get_through(bus: 
 class Trickle(Bottleneck):
     """A proxy that passes some hundred KB/s to the broker."""
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        there, broker = await asyncio.open_connection("127.0.0.1", self._target.port)
-        self._writers += [writer, broker]
-        self._tasks.add(asyncio.create_task(self._pump(there, writer)))
-        with contextlib.suppress(OSError):
-            while data := await reader.read(4096):
-                broker.write(data)
-                await asyncio.sleep(0.01)
-        broker.transport.abort()
+    async def _pass(self, reader: asyncio.StreamReader, broker: asyncio.StreamWriter) -> None:
+        while data := await reader.read(4096):
+            broker.write(data)
+            await asyncio.sleep(0.01)
 
 
 async def test_a_way_that_is_only_slow_is_not_lost(

@@ -272,14 +272,10 @@ class RedisBus:
     async def _check_queue(self, key: bytes) -> None:
         """A queue of the wrong kind is a fault of the configuration: say so at once."""
         question = command(b"LLEN", key) if self._queue_type == "list" else command(b"XLEN", key)
-        answered: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def done(replies: list[Reply], error: Exception | None) -> None:
-            if not answered.done():
-                answered.set_result(None if error is not None else replies[0])
-
-        self._writers.submit(Operation(question, 1, done, key=key))
-        answer = await answered
+        try:
+            (answer,) = await self._writers.ask(key, question, 1)
+        except BusUnavailable:
+            return  # the broker is away: it tells when it is back
         if isinstance(answer, ReplyError) and answer.code in ("WRONGTYPE", "NOPERM"):
             raise BusRefused(f"{key.decode()} cannot be consumed as a {self._queue_type}: {answer}")
 

@@ -9,11 +9,9 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from bridge.bus.redis.link import Operation
-from bridge.bus.redis.wire import MULTI, Reply, ReplyError, command
+from bridge.bus.redis.wire import MULTI, ReplyError, command
 from bridge.bus.redis.writers import Writers
 from bridge.bus.rights import Use
-from bridge.errors import BusUnavailable
 
 _DISCARD: Final = command(b"DISCARD")
 _GROUP: Final = b"esl-bridge"
@@ -27,19 +25,8 @@ async def refused(writers: Writers, queue_type: str, uses: Sequence[Use]) -> lis
 
 
 async def _try(writers: Writers, key: bytes, commands: list[tuple[bytes, ...]]) -> bool:
-    answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
-
-    def done(replies: list[Reply], error: Exception | None) -> None:
-        if answered.done():
-            return
-        if error is not None:
-            answered.set_exception(BusUnavailable(str(error)))
-        else:
-            answered.set_result(replies)
-
     written = b"".join((MULTI, *(command(*one) for one in commands), _DISCARD))
-    writers.submit(Operation(written, len(commands) + 2, done, key=key))
-    replies = await answered
+    replies = await writers.ask(key, written, len(commands) + 2)
     return not any(isinstance(reply, ReplyError) and reply.code == "NOPERM" for reply in replies)
 
 

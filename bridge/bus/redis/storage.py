@@ -155,22 +155,11 @@ class RedisStorage:
 
     async def _ask(self, key: bytes, *commands: bytes) -> list[Reply]:
         """Write commands of one slot and return their replies. Raises ``BusUnavailable``, ``BusRefused``."""
-        answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
-
-        def done(replies: list[Reply], error: Exception | None) -> None:
-            if answered.done():
-                return
-            if error is not None:
-                answered.set_exception(BusUnavailable(str(error)))
-            else:
-                answered.set_result(replies)
-
         if not self._writers.connected:
             await self._writers.wanted(TIMEOUT)
-        self._writers.submit(Operation(b"".join(commands), len(commands), done, key=key))
         try:
             async with asyncio.timeout(TIMEOUT):
-                replies = await answered
+                replies = await self._writers.ask(key, b"".join(commands), len(commands))
         except TimeoutError:
             raise BusUnavailable(f"no answer within {TIMEOUT:g} s") from None
         for reply in replies:

@@ -210,7 +210,7 @@ class StreamQueue(Pull):
 
     def _read_ours(self) -> None:
         self._cursor = b"0"
-        self.gone = set() if self.gone is None else self.gone
+        self.gone = self.gone or set()
 
     def _created(self, replies: list[Reply], error: Exception | None) -> None:
         if replies and isinstance(replies[0], Exception) and "BUSYGROUP" not in str(replies[0]):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from bridge.bus.redis.address import Host
 from bridge.bus.redis.link import Link, Operation
 from bridge.bus.redis.servers import Servers
-from bridge.bus.redis.wire import ELSEWHERE, PING, REFUSALS, ReplyError
+from bridge.bus.redis.wire import ELSEWHERE, PING, REFUSALS, Reply, ReplyError
 from bridge.errors import BridgeError, BusRefused, BusUnavailable
 
 _MAX_WAITING = 100_000
@@ -94,6 +94,21 @@ class Writers:
                 self._later()
         else:
             operation.done([], BusUnavailable("the broker is away"))
+
+    async def ask(self, key: bytes, commands: bytes, count: int) -> list[Reply]:
+        """Write commands of one slot and return their replies, errors among them. Raises ``BusUnavailable``."""
+        answered: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
+
+        def done(replies: list[Reply], error: Exception | None) -> None:
+            if answered.done():
+                return  # nobody waits any more
+            if error is not None:
+                answered.set_exception(BusUnavailable(str(error)))
+            else:
+                answered.set_result(replies)
+
+        self.submit(Operation(commands, count, done, key=key))
+        return await answered
 
     async def settle(self, timeout: float) -> None:
         """Wait until nothing is outstanding, at most ``timeout`` seconds."""

@@ -137,6 +137,15 @@ class Yard:
         each = [sum(id in ids for ids in owners.values()) for id in self.fleets]
         return len(owners) == nodes and all(len(ids) == 1 for ids in owners.values()) and max(each) - min(each) <= 1
 
+    async def pair(self) -> tuple[str, str]:
+        """Two workers and one node: its owner, and the other."""
+        await self.join("a", 1)
+        await self.join("b", 1)
+        await self.until(lambda: self.divided(1))
+        (owner,) = self.owners()["fs1"]
+        (other,) = {"a", "b"} - {owner}
+        return owner, other
+
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(20):
             while not condition():
@@ -332,11 +341,7 @@ async def test_a_worker_whose_renewals_are_answered_late_is_not_thought_dead(
 async def test_an_owner_that_finds_the_broker_late_is_waited_for(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver paused between two tries for longer than a lease time: nobody else has what it kept."""
     monkeypatch.setattr("bridge.fleet.fleet.COMEBACK", LEASE * 6)
-    await yard.join("a", 1)
-    await yard.join("b", 1)
-    await yard.until(lambda: yard.divided(1))
-    (owner,) = yard.owners()["fs1"]
-    (other,) = {"a", "b"} - {owner}
+    owner, other = await yard.pair()
     late = yard.fleets[owner]
     yard.buses["a"].broker.stop()
     await yard.until(lambda: yard.fleets[other]._away_since is not None)
@@ -357,11 +362,7 @@ async def test_an_outage_that_is_over_before_it_is_noticed_leaves_the_owner_its_
 ) -> None:
     """The broker answers after more than a lease time: leases ran out, and nobody was told that it was away."""
     monkeypatch.setattr("bridge.fleet.fleet.COMEBACK", LEASE * 6)
-    await yard.join("a", 1)
-    await yard.join("b", 1)
-    await yard.until(lambda: yard.divided(1))
-    (owner,) = yard.owners()["fs1"]
-    (other,) = {"a", "b"} - {owner}
+    owner, other = await yard.pair()
     storage, late = yard.buses[other].storage, yard.fleets[owner]
     answered, renew = asyncio.Event(), storage.renew
 
