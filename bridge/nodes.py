@@ -179,7 +179,6 @@ class NodeMaker:
             meter=self._meter,
             routes=self._routes,
             worker=self._worker,
-            watchers={},  # the feed has them: they see what a standby keeps, too
         )
         relay.on_change = self._on_change
         pool = CommandPool(

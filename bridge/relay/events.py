@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -39,9 +39,6 @@ TRAIL_EVENTS, TRAIL_READS = 256, 32
 
 # States in which a node answers commands and sends events.
 SERVING = (NodeState.UP, NodeState.SUSPECT, NodeState.DRAINING)
-
-# What somebody else wants of an event that passes (the call table, a waiting execute): name -> callable.
-Watchers = Mapping[str, Callable[[Event], None]]
 
 
 class EventMeter(Protocol):
@@ -129,7 +126,6 @@ class NodeRelay:
         meter: EventMeter,
         routes: Sequence[RouteSettings],
         worker: str,
-        watchers: Watchers,
         token: int = 0,
     ) -> None:
         self.node = node
@@ -145,7 +141,6 @@ class NodeRelay:
         self._meter = meter
         self._settings = tuple(routes)
         self._worker = worker
-        self._watchers = watchers
         self._last = ""
         self._last_read: Sequence[Event] = ()
         self._read_ends: deque[str] = deque(maxlen=TRAIL_READS)
@@ -193,13 +188,11 @@ class NodeRelay:
     def events(self, events: list[Event]) -> None:
         """Publish what one socket read brought."""
         now = time.time()
-        known, watchers = self._ways, self._watchers
+        known = self._ways
         limit = self._bus.max_payload - HEADER_ALLOWANCE
         for event in events:
             envelope = event._envelope or event.envelope
             name = envelope.name
-            if name in watchers:
-                watchers[name](event)
             subclass = envelope.subclass
             key = f"{name}\n{subclass}" if subclass else name
             for encode, puts, line, lanes in known.get(key) or self._learn(key, name, subclass):

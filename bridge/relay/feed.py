@@ -6,7 +6,7 @@ This room never decides which of the two it is, and never talks to the bus.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import structlog
@@ -14,7 +14,7 @@ import structlog
 from bridge.esl.event import Event
 from bridge.esl.protocol import LogRecord
 from bridge.relay.buffer import Loss
-from bridge.relay.events import NodeRelay, Watchers
+from bridge.relay.events import NodeRelay
 from bridge.relay.known_calls import KnownCalls
 from bridge.relay.ring import EventRing, Overflow
 from bridge.switch.node import LinkGap, NodeChange
@@ -22,6 +22,9 @@ from bridge.switch.node import LinkGap, NodeChange
 BEHIND = 10.0
 """Seconds for which events that the owner before has published may still come on a link that is slower than its."""
 _BEGINNINGS = ("CHANNEL_CREATE", "CHANNEL_UUID")  # a call is there, or has another name
+
+# What somebody else wants of an event that passes, kept or published (the call table, a waiting execute).
+Watchers = Mapping[str, Callable[[Event], None]]
 
 log = structlog.get_logger(__name__)
 

@@ -248,29 +248,28 @@ class EventLink:
         self.last_event_at = time.time()
         if self._unverified:
             self._verify(events[0])
-        wanted = events
-        if not _LOOKED_AT.isdisjoint([(event._envelope or event.envelope).name for event in events]):
-            wanted = self._pick(events)
+        names = [(event._envelope or event.envelope).name for event in events]
+        wanted = events if _LOOKED_AT.isdisjoint(names) else self._pick(events, names)
         if wanted:
             if self._gap is not None:
                 self._tell_gap(wanted[0].identity)
             self._last = wanted[-1]
             self._call(self._handler.events, wanted)
 
-    def _pick(self, events: list[Event]) -> list[Event]:
+    def _pick(self, events: list[Event], names: list[str]) -> list[Event]:
         """Those that are not only for us; what was left out is told with the event before it."""
         wanted: list[Event] = []
-        before = self._last
-        for event in events:
-            name = event.name
-            if name == "HEARTBEAT" and not self._beat(event):
-                continue
-            if name == "API" and self._own is not None and self._is_own(event, self._own):
+        start = 0
+        for at in [at for at, name in enumerate(names) if name in _LOOKED_AT]:
+            wanted += events[start:at]
+            event = events[at]
+            if names[at] == "HEARTBEAT":
+                ours = not self._beat(event)
+            elif ours := bool(self._own and self._own.take(*[word or "" for word in _API_LINE.of(event)])):
+                before = wanted[-1] if wanted else self._last
                 self._call(self._handler.hidden, event.identity, before.identity if before is not None else "")
-                continue
-            wanted.append(event)
-            before = event
-        return wanted
+            start = at + ours
+        return wanted + events[start:]
 
     def skipped(self, size: int) -> None:
         """Tell of an event that is too large to be kept."""
@@ -365,10 +364,6 @@ class EventLink:
         self._plan_check(now)
 
     # --- telling ---------------------------------------------------------------------------------------------------
-
-    def _is_own(self, event: Event, own: OwnCommands) -> bool:
-        verb, argument = _API_LINE.of(event)
-        return own.take(verb or "", argument or "")
 
     def _enter(self, state: NodeState, reason: str, text: str = "", *, restarted: bool = False) -> None:
         if state is NodeState.UP and self._draining:

@@ -77,7 +77,7 @@ class NarrowBus(MemoryBus):
 class House:
     """One node's relay in front of a bus that is not started, so that all stays in the buffer."""
 
-    def __init__(self, *, max_payload: int | None = None, watchers: Any = None, **route: Any) -> None:
+    def __init__(self, *, max_payload: int | None = None, **route: Any) -> None:
         self.bus = MemoryBus("memory://") if max_payload is None else NarrowBus(max_payload)
         self.meter = Meter()
         self.notices = NoticeBoard(worker="w1", instance="w1.1", codec="json")
@@ -90,7 +90,6 @@ class House:
             meter=self.meter,
             routes=[RouteSettings(**route)],
             worker="w1",
-            watchers=watchers or {},
         )
 
     def relay_events(self, *events: dict[str, Any] | bytes) -> list[Message]:
@@ -299,13 +298,6 @@ def test_gaps_at_both_ends_of_a_read_are_two() -> None:
     house.relay_events(stamp("A", 5))
     losses = house.relay.buffer.take_losses()
     assert [(one.before[-1], one.after[-1], one.count) for one in losses] == [("1", "3", 1), ("3", "5", 1)]
-
-
-def test_a_watcher_sees_its_events_only() -> None:
-    seen: list[str] = []
-    house = House(watchers={"CHANNEL_CREATE": lambda event: seen.append(event.identity)})
-    house.relay_events(stamp("CHANNEL_CREATE", 1), stamp("CHANNEL_ANSWER", 2))
-    assert seen == [f"{CORE}:1"]
 
 
 def test_a_clock_that_is_set_back_makes_no_lower_epoch() -> None:

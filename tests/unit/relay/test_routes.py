@@ -31,7 +31,6 @@ class World:
         self.publisher = Publisher(self.bus, notices, Meter())
         self.relay = NodeRelay(
             "fs1", bus=self.bus, publisher=self.publisher, notices=notices, meter=Meter(), routes=routes, worker="w1",
-            watchers={},
         )  # fmt: skip
 
     def lanes(self, *events: dict[str, Any]) -> dict[str, list[Message]]:
