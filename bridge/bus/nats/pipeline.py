@@ -105,7 +105,6 @@ class NatsAppender(Pipeline):
         """See ``Appender``."""
         self.check()
         link = self._keeper.current()
-        check_batch(batch, link.wire.limit)
         if self._link is None:
             await self._keeper.add(self._listener)
             self._link = link = self._keeper.current()
@@ -121,10 +120,16 @@ class NatsAppender(Pipeline):
                     raise PublishWithdrawn
                 self.fail("the right to publish ended")
             self.check()
-            link.wire.add_batch(batch[position:end], self._replies, self.written)
+            part = batch
+            if end - position < total:
+                if not position:
+                    # Of a batch that cannot be written as a whole nothing is; what goes in one part is checked there.
+                    check_batch(batch, link.wire.limit)
+                part = batch[position:end]
+            link.wire.add_batch(part, self._replies, self.written)
             link.write()
             self.written += end - position
-            size = sum([len(message.payload) for message in batch[position:end]])
+            size = sum([len(message.payload) for message in part])
             self._parts.append((self.written, size, link.position))
             self._bytes += size
             position = end
