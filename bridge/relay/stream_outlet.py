@@ -144,7 +144,6 @@ class StreamOutlet(Outlet):
         if pipeline is None:
             return
         overtaking = pipeline.overtaking
-        pipeline.close()
         confirmed, oversized = pipeline.confirmed - self._settled, pipeline.oversized
         back: dict[EventBuffer, list[Chunk]] = {}
         for _, parts in self._written:
@@ -171,6 +170,7 @@ class StreamOutlet(Outlet):
         self._written.clear()
         for buffer, rest in back.items():
             buffer.put_back(rest)
+        pipeline.close()  # last: whatever it meets, nothing of ours is in its hands any more
 
     def _tell_order(self, refused: str, overtaking: int) -> None:
         """The broker took messages behind one that it refused: subscribers see it in the events' ``sequence`` only."""

@@ -8,6 +8,7 @@ subscription costs a queue and a task switch a message; one cannot be taken back
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,7 +148,10 @@ class DirectWire:
         if pieces:
             self._pieces = []
             self.gathered = 0
-            client._transport.write(b"".join(pieces))
+            # Closed a moment ago: uvloop raises where asyncio's own loop drops. It is as lost as what a broken
+            # connection swallowed, and the driver is about to say that it broke.
+            with contextlib.suppress(RuntimeError):
+                client._transport.write(b"".join(pieces))
 
     async def subscribe(self, subject: str, queue: str, handler: IncomingHandler) -> Subscription:
         """See ``Wire``."""

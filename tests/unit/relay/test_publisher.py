@@ -7,10 +7,13 @@ import contextlib
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 
-from bridge.bus.base import BusState, Message
+from bridge.bus.appending import Pipeline
+from bridge.bus.base import BusState, Message, StreamSpec
+from bridge.bus.memory import MemoryBus
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay import publisher
 from bridge.relay.chunks import Chunk, Loss
@@ -354,3 +357,41 @@ async def test_what_is_written_is_remembered_without_its_events(house: House) ->
     house.bus.published.clear()
     assert house.buffer.in_flight == 1
     assert sys.getrefcount(payload) == before
+
+
+class TornPipeline(Pipeline):
+    """Nothing of it is ever confirmed; it breaks off, and its end meets a fault."""
+
+    async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
+        self.written += len(batch)
+        asyncio.get_running_loop().call_soon(self.fail, "broken")
+
+    def close(self) -> None:
+        raise RuntimeError("the connection is closed")
+
+
+class TearingBus(MemoryBus):
+    """A memory bus whose first pipeline is torn."""
+
+    torn = False
+
+    def appender(self, stream: StreamSpec, changed: Callable[[], None]) -> Any:
+        if self.torn:
+            return super().appender(stream, changed)
+        self.torn = True
+        return TornPipeline(changed)
+
+
+async def test_a_fault_at_the_end_of_a_pipeline_costs_a_stream_nothing(house: House) -> None:
+    bus = TearingBus(f"memory://{id(house)}")
+    await bus.connect(1)
+    publisher = Publisher(bus, house.notices, house.meter, Reservoir(BufferLimits(durable_age=1e10)))
+    buffer = publisher.buffer("fs1", StreamSpec("FS_EVENTS", "fs.events", ("fs.events.>",)))
+    publisher.start()
+    for number in range(3):
+        buffer.append(Chunk("e1", [Message(topic="t", payload=b"x", id=str(number))], 100, 1_000_000.0))
+        buffer.wake()
+    await house.until(lambda: len(bus.broker.streams.get("FS_EVENTS", [])) == 3)
+    assert [message.id for message in bus.broker.streams["FS_EVENTS"]] == ["0", "1", "2"]
+    await publisher.stop(0.1)
+    await bus.close()
