@@ -107,6 +107,8 @@ def told(gaps: list[dict[str, Any]], *reasons: str) -> int:
 
 async def soak(minutes: float, bus: str, delivery: str, seed: str, rate: int) -> None:
     """See the module."""
+    if (bus, delivery) == ("nats", "both"):
+        delivery = "durable"  # the same there: who listens to the topics gets what goes into the stream, repeats too
     chance = random.Random(seed)
     print(f"{minutes:g} minutes on {bus}, {delivery}, seed {seed}", flush=True)  # noqa: T201
     events: list[int] = []
