@@ -11,6 +11,7 @@ import asyncio
 import math
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 
 from bridge.bus.base import Delivery
@@ -24,6 +25,16 @@ from bridge.errors import BusUnavailable
 
 _PAUSE = 0.05  # s; before asking again when a server does not wait as it was asked to, or refuses
 _ASIDE = 2.0  # s; before a queue that cannot be read is asked again, where others share its connection
+
+
+class _Place:
+    """An entry that waits to be handed over, and whether it is still ours."""
+
+    __slots__ = ("delivery", "known", "ours")
+
+    def __init__(self, delivery: Delivery, sure: bool) -> None:
+        self.delivery = delivery
+        self.ours = self.known = sure
 
 
 class Pull(ABC):
@@ -60,6 +71,7 @@ class Pull(ABC):
         self._upkeep_due = math.inf
         self._answer_due = math.inf
         self._woke = False
+        self._line: deque[_Place] = deque()  # those that must be looked at first, and what came behind them
         self._unblocking = False
         self.stopping = False
         self._quiet = asyncio.Event()
@@ -192,15 +204,19 @@ class Pull(ABC):
         return time.monotonic() + self._claim_after / 3
 
     def deliver(self, delivery: Delivery) -> None:
-        """Hand an entry over that was just taken.
+        """Hand an entry over that was just taken, behind those that were taken before it.
 
         A worker or a network that stood still may bring it long after the server gave it away: another may have
         answered it by now.
         """
-        if self._woke or self._late():
-            self._sure(delivery)
-        else:
+        sure = not (self._woke or self._late())
+        if sure and not self._line:
             self.hand_over(delivery)
+            return
+        place = _Place(delivery, sure)
+        self._line.append(place)
+        if not sure:
+            self._look(place)
 
     def _late(self) -> bool:
         """Whether our sign of life is overdue, because we did not run, or the answer to what was asked.
@@ -209,19 +225,25 @@ class Pull(ABC):
         """
         return time.monotonic() - min(self._upkeep_due, self._answer_due) > self._claim_after / 6
 
-    def _sure(self, delivery: Delivery) -> None:
+    def _look(self, place: _Place) -> None:
         asked_at = time.monotonic()
 
         def told(ours: bool | None) -> None:
             if ours and time.monotonic() - asked_at > self._claim_after / 2:
-                self._sure(delivery)  # we stood still again
-            elif ours:
-                self.hand_over(delivery)
-            else:
-                self.answers.problem("a request was on its way to us for too long: it is left to whoever has it by now")
-                delivery.let_go()
+                self._look(place)  # we stood still again
+                return
+            place.ours, place.known = bool(ours), True
+            while self._line and self._line[0].known:
+                self._leave(self._line.popleft())
 
-        self.confirm(delivery, told)
+        self.confirm(place.delivery, told)
+
+    def _leave(self, place: _Place) -> None:
+        if place.ours:
+            self.hand_over(place.delivery)
+        else:
+            self.answers.problem("a request was on its way to us for too long: it is left to whoever has it by now")
+            place.delivery.let_go()
 
     def hand_over(self, delivery: Delivery) -> None:
         """Hand an entry over that is ours for sure."""
