@@ -6,13 +6,19 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NoReturn
 
 import pytest
 
 from bridge.bus.embedded import EmbeddedBroker, Kind
+from bridge.cli.loop import loop_factory
 from bridge.errors import BusError, ConfigError
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that workers run on: asyncio's own forgives what uvloop does not."""
+    return {"as in production": loop_factory() or asyncio.new_event_loop}
 
 
 def unavailable(reason: str) -> NoReturn:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes the loop that commands run on; None for asyncio's own."""
     try:
         import uvloop
     except ImportError:
@@ -28,7 +29,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def run_async(main: Coroutine[Any, Any, Result]) -> Result:
     """Run a command's coroutine to its end."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main)
 
 

@@ -45,7 +45,8 @@ class RawConnection:
         self._writer = writer
 
     def write(self, data: bytes) -> None:
-        self._writer.write(data)
+        if not self._writer.is_closing():
+            self._writer.write(data)
 
     async def drain(self) -> None:
         await self._writer.drain()
