@@ -125,8 +125,8 @@ class Wire(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Write; never blocks."""
-        if self._transport is not None:
+        """Write; never blocks. What a closed connection does not take is lost as on one that breaks."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     async def writable(self) -> None:

@@ -1,57 +1,53 @@
-"""On uvloop, which workers run on, a write to a connection that has just closed raises: nothing may be lost by it."""
+"""On uvloop a write to a connection that has just closed raises, before the driver tells: nothing may be lost by it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from bridge.bus.base import Message, StreamSpec
 from bridge.bus.embedded import EmbeddedBroker
-from bridge.bus.nats import NatsBus
+from bridge.bus.redis.address import Host
+from bridge.bus.redis.wire import PING, WireOptions, open_wire
 from tests.integration.bus.conftest import eventually
 
-uvloop = pytest.importorskip("uvloop")
+pytest.importorskip("uvloop", reason="asyncio's own loop drops such a write")
 
-SPEC = StreamSpec("FS_EVENTS", "fs.events", ("fs.events.>",))
+SPEC = StreamSpec("CLOSED", "closed.events", ("closed.events.>",))
 
 
-def on_uvloop(play: Callable[[EmbeddedBroker], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        async with asyncio.timeout(30):
-            broker = EmbeddedBroker("nats")
-            await broker.start()
-            try:
-                await play(broker)
-            finally:
-                await broker.stop()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(whole())
+async def torn(transport: Any) -> None:
+    """Cut it, and be back in the turn of the loop in which nobody but the loop knows."""
+    transport.abort()
+    while "closed=True" not in repr(transport):  # noqa: ASYNC110 - turn by turn
+        await asyncio.sleep(0)
 
 
 def message(number: int) -> Message:
-    return Message("fs.events.TEST", b"%d" % number, f"core:{number}", "", "application/json")
+    return Message("closed.events.TEST", b"%d" % number, f"core:{number}", "", "application/json")
 
 
-def test_a_pipeline_into_jetstream_breaks_off_in_peace() -> None:
-    async def play(broker: EmbeddedBroker) -> None:
-        bus = NatsBus(broker.url)
-        await bus.connect(10)
-        await bus.ensure_stream(SPEC)
-        pipeline = bus.appender(SPEC, lambda: None)
-        await pipeline.append([message(1)])
-        await eventually(lambda: pipeline.confirmed == 1)
-        link = bus._keeper.current()
-        transport = link._client._transport._io_writer.transport
-        transport.abort()
-        while "closed=True" not in repr(transport):  # noqa: ASYNC110 - turn by turn, to be there before the driver is
-            await asyncio.sleep(0)
-        assert link.alive  # the driver has not told yet: what is done now meets a closed transport
-        await pipeline.append([message(2)])
-        pipeline.close()
-        assert pipeline.confirmed == 1
-        await bus.close()
+async def test_a_pipeline_into_jetstream_breaks_off_in_peace(nats_server: EmbeddedBroker, open_nats: Any) -> None:
+    bus = await open_nats(nats_server.url)
+    await bus.ensure_stream(SPEC)
+    pipeline = bus.appender(SPEC, lambda: None)
+    await pipeline.append([message(1)])
+    await eventually(lambda: pipeline.confirmed == 1)
+    link = bus._keeper.current()
+    await torn(link._client._transport._io_writer.transport)
+    assert link.alive
+    await pipeline.append([message(2)])
+    pipeline.close()
+    assert pipeline.confirmed == 1
 
-    on_uvloop(play)
+
+async def test_what_redis_is_told_then_is_lost_as_on_a_connection_that_breaks(valkey_server: EmbeddedBroker) -> None:
+    wire = await open_wire(Host("127.0.0.1", valkey_server.port), WireOptions())
+    told: list[Exception] = []
+    wire.on_lost = told.append
+    transport: Any = wire._transport
+    await torn(transport)
+    wire.write(PING)
+    await eventually(lambda: told)
