@@ -30,7 +30,10 @@ _DENIED = re.compile(r'permissions violation for publish to "(.+)"')
 
 
 class Listener:
-    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached."""
+    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached.
+
+    ``held`` says that the server has it, as far as is known: the right to it may be taken away while the link lives.
+    """
 
     def __init__(
         self,
@@ -46,11 +49,14 @@ class Listener:
         self.handle: Any = None
         self.link: NatsLink | None = None
         self.refusal = ""
+        self.held = False
         self.optional = False
 
     async def attach(self, link: NatsLink) -> None:
         """Subscribe on this link. Raises ``BusRefused`` (guard), ``BusUnavailable`` and ``ValueError``."""
-        self.link, self.refusal = link, ""
+        if self.link is link:
+            self.detach()  # what the server took away is forgotten here, too
+        self.link, self.refusal, self.held = link, "", False
         try:
             if self.guard is not None:
                 await self.guard(link)
@@ -69,11 +75,20 @@ class Listener:
             return
         if self.refusal:
             raise BusRefused(self.refusal)
-        mark = f'subscription to "{self.subject.lower()}"'
         for text in self.link.violations if self.link is not None else ():
-            if mark in text:
-                self.refusal = f"the server does not let us listen to {self.subject} ({text})"
+            if self.concerns(text):
+                self.refuse(text)
                 raise BusRefused(self.refusal)
+        self.held = True
+
+    def concerns(self, violation: str) -> bool:
+        """Whether the server's words are about this subscription."""
+        return f'subscription to "{self.subject.lower()}"' in violation
+
+    def refuse(self, violation: str) -> None:
+        """The server does not let us have it."""
+        self.held = False
+        self.refusal = f"the server does not let us listen to {self.subject} ({violation})"
 
     def detach(self) -> None:
         """Take it back at once."""
@@ -260,8 +275,7 @@ class LinkKeeper:
         self.link = link
         self._last_error = None
         self._told.clear()
-        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-        self._tell(BusState(True, "; ".join(reasons)))
+        self._tell_refusals()
         self._changed.set()
         self.on_up(link)
 
@@ -284,8 +298,7 @@ class LinkKeeper:
                 await link.confirm()
                 listener.check()
         if link.alive:
-            reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-            self._tell(BusState(True, "; ".join(reasons)))
+            self._tell_refusals()
 
     def _lost(self, reason: str) -> None:
         if self.link is not None and not self._address.tls:  # certificates are for the names in the URL
@@ -302,12 +315,25 @@ class LinkKeeper:
         self._tell(BusState(False, reason))
 
     def _violated(self, text: str) -> None:
-        """A denied publish is told once a link, and counted; a denied subscription is told by its listener."""
+        """A denied publish is told once a link, and counted; a denied subscription is told by its listener.
+
+        One that we had is the exception: somebody changed our rights. It is tried again like one denied from the start.
+        """
         if found := _DENIED.search(text):
             self.on_denied(found[1])
+        taken = [listener for listener in self._listeners if listener.held and listener.concerns(text)]
+        for listener in taken:
+            listener.refuse(text)
+        if taken and self.link is not None:
+            self._changed.set()
+            self._tell_refusals()
         if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
             self._told.add(text)
             self._tell(BusState(True, text))
+
+    def _tell_refusals(self) -> None:
+        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
+        self._tell(BusState(True, "; ".join(reasons)))
 
     def _tell(self, state: BusState) -> None:
         if state != self.state:

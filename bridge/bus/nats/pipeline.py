@@ -107,9 +107,12 @@ class NatsAppender(Pipeline):
         link = self._keeper.current()
         check_batch(batch, link.wire.limit)
         if self._link is None:
-            await self._keeper.add(self._listener)
-            self._link = link = self._keeper.current()
+            try:
+                await self._keeper.add(self._listener)
+            except BusRefused as error:
+                self.fail(str(error))
             self.check()
+            self._link = link = self._keeper.current()
         position, total = 0, len(batch)
         while position < total:
             await self.until(ACK_WINDOW // 2)

@@ -468,3 +468,15 @@ async def test_a_stream_that_keeps_nothing_is_warned_of(
     other = await open_nats(server.url)
     await other.ensure_stream(SPEC)
     assert not caplog.records
+
+
+async def test_an_inbox_that_is_not_to_be_had_breaks_the_pipeline_off(start_nats: Any, open_nats: Any) -> None:
+    rights = 'permissions: { subscribe: { deny: ["own.>"] } }'
+    config = f"authorization {{ users = [ {{ user: u, password: p, {rights} }} ] }}"
+    server = await start_nats(config)
+    bus = await open_nats(server.url.replace("//", "//u:p@"), inbox_prefix="own")
+    await bus.ensure_stream(SPEC)
+    pipeline = bus.appender(SPEC, lambda: None)
+    with pytest.raises(BusUnavailable, match="does not let us listen"):
+        await pipeline.append([Message("fs.events.A", b"x")])
+    assert (pipeline.written, pipeline.confirmed) == (0, 0)
