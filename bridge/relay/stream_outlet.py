@@ -80,9 +80,8 @@ class StreamOutlet(Outlet):
         except PublishWithdrawn:
             self._withdraw()
         except MessageTooLarge as error:
-            log.warning("the bus's limit shrank", reason=str(error))
             self._withdraw()
-            self._drop_too_large()
+            self._drop_too_large(error.limit)
         except BusUnavailable:
             await self._again()
         else:
@@ -180,8 +179,7 @@ class StreamOutlet(Outlet):
 
     def _drop_first(self, buffer: EventBuffer, chunk: Chunk) -> Chunk | None:
         """Drop the first event of a chunk: the stream will never take it. Returns what is left."""
-        log.warning("event over a limit of the stream", node=buffer.node, stream=self.stream.name)
-        self._meter.events_dropped(buffer.node, "too_large", 1)
+        self._too_large(buffer, 1)
         buffer.lose(Loss(chunk.epoch, "too_large", chunk.at, time.time(), before=chunk.before, count=1))
         if len(chunk.messages) == 1:
             buffer.settle(chunk, confirmed=False)

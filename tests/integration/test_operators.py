@@ -17,6 +17,7 @@ from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.nats import keeper
 from bridge.simulator import SimulatedSwitch
 from tests.integration.conftest import House
+from tests.integration.test_event_delivery import FLEET, buffers, numbers, stored
 
 SHORT = {"lease_time": 2.0}
 
@@ -84,3 +85,62 @@ async def test_rights_to_listen_that_were_taken_away_are_used_again_when_they_ar
         assert b'"ok"' in (await mine.request("esl.cmd", b'{"command": "status"}', timeout=10)).data
         assert worker.bus._keeper.link is connected  # type: ignore[attr-defined]
         assert worker.metrics.totals["events_dropped"] == 0
+
+
+async def test_a_limit_of_the_stream_that_is_lowered_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Events over it went one by one, five a second, each with a line in the log; and the others behind them."""
+    monkeypatch.setattr("bridge.bus.nats.pipeline._ASK_AGAIN", 0.0)
+    async with nats_house(tmp_path) as house:
+        mine = await nats.connect(house.broker.url)
+        house.stack.push_async_callback(mine.close)
+        js = mine.jetstream()
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+        totals = worker.metrics.totals
+
+        async def limited(size: int) -> None:
+            config = (await js.stream_info("FS_EVENTS")).config
+            config.max_msg_size = size
+            await js.update_stream(config)
+
+        fire(switch, 0, 10)
+        await house.until(lambda: totals["events_published"] >= 10)
+        await limited(5_000)
+        for number in range(10, 1_010):
+            switch.fire("CUSTOM", {"number": str(number), "filling": "x" * (number % 2 * 6_000)}, subclass="kept")
+            if number % 20 == 0:
+                await asyncio.sleep(0.01)
+        await house.until(lambda: totals["events_received"] >= 1_010)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)), 20)
+        assert totals["events_dropped"] == 500
+        assert caplog.text.count("over a limit") == 1
+        await limited(-1)
+        fire(switch, 1_010, 1_020, filling="x" * 6_000)
+        await house.until(lambda: totals["events_received"] >= 1_020)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        kept = [number for number in range(1_020) if number < 10 or number % 2 == 0 or number >= 1_010]
+        assert numbers(await stored(house.broker, "FS_EVENTS"), "kept") == kept
+
+
+async def test_a_lower_limit_of_the_server_is_not_told_for_every_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nats_house(tmp_path) as house:
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, fleet=FLEET)
+        totals = worker.metrics.totals
+        fire(switch, 0, 10)
+        await house.until(lambda: totals["events_published"] >= 10)
+        await reload(house.broker, "max_payload: 5000\n")
+        for number in range(10, 500):
+            fire(switch, number, number + 1, filling="x" * 6_000)
+            if number % 20 == 0:
+                await asyncio.sleep(0.01)
+        await house.until(lambda: totals["events_dropped"] >= 490)
+        fire(switch, 500, 510)
+        await house.until(lambda: totals["events_published"] >= 20)
+        assert totals["events_received"] == totals["events_published"] + totals["events_dropped"]
+        assert caplog.text.count("over the bus's limit") == 1
+        assert caplog.text.count("over a limit") <= 1  # of those that waited when it was lowered

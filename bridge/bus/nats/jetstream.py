@@ -14,7 +14,7 @@ from bridge.bus.nats.inbox import ask
 from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.pipeline import ACK_WINDOW, NatsAppender
-from bridge.bus.nats.room import Room, room_of
+from bridge.bus.nats.room import NO_LIMIT, Room, largest_of, room_of
 from bridge.errors import BusRefused, BusUnavailable
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class JetStream:
         self._keeper = keeper
         self._prefix = inbox_prefix
         self._rooms: dict[str, Room | None] = {}
+        self._largest: dict[str, int] = {}
         self._careful: dict[str, int] = {}
         self._not_told: NatsLink | None = None  # where the account's limits are not for us to know
         self._warned: set[str] = set()
@@ -66,6 +67,7 @@ class JetStream:
         error = info.get("error")
         if error is None:
             self._warn(stream.name, info)
+            self._largest[stream.name] = largest_of(info)
             self._rooms[stream.name] = await self._room(link, info)
             return
         if error.get("err_code") != _NOT_FOUND:
@@ -116,6 +118,9 @@ class JetStream:
             link = self._keeper.current()
             return await self._room(link, await self._info(link, stream))
 
+        async def ask_largest() -> int:
+            return largest_of(await self._info(self._keeper.current(), stream))
+
         def refused(overtaking: int) -> None:
             # Where order was lost, and is again when we make haste, we wait longer with that.
             known = self._careful.get(name, ACK_WINDOW)
@@ -129,6 +134,8 @@ class JetStream:
             ask_room,
             careful=self._careful.get(name, 0),
             on_refusal=refused,
+            largest=self._largest.get(name, NO_LIMIT),
+            ask_largest=ask_largest,
         )
         self._appenders.add(one)
         return one

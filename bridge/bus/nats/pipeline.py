@@ -21,8 +21,8 @@ from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
-from bridge.bus.nats.room import Room
-from bridge.errors import BusRefused, PublishWithdrawn
+from bridge.bus.nats.room import NO_LIMIT, Room
+from bridge.errors import BusRefused, MessageTooLarge, PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
 """Seconds without any ack, of what the server has read, after which the pipeline has broken off."""
@@ -68,7 +68,8 @@ class NatsAppender(Pipeline):
     """See ``Appender``. ``ask_room`` asks for the stream's room (None: it makes place by itself).
 
     The first ``careful`` messages go one by one. ``on_refusal`` is called at the end of a pipeline that a refusal
-    ended, with the number of messages that were overtaking.
+    ended, with the number of messages that were overtaking. ``largest`` is the stream's own limit of a message in
+    bytes, asked for anew with ``ask_largest`` before one is held against it.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class NatsAppender(Pipeline):
         *,
         careful: int = 0,
         on_refusal: Callable[[int], None] = lambda overtaking: None,
+        largest: int = NO_LIMIT,
+        ask_largest: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         super().__init__(changed)
         self._keeper = keeper
@@ -92,6 +95,9 @@ class NatsAppender(Pipeline):
         self._asked_at = 0.0
         self._careful = careful
         self._on_refusal = on_refusal
+        self._largest = largest
+        self._ask_largest = ask_largest
+        self._largest_at = 0.0
         self._refused = False
         self._ahead: set[int] = set()
         # Of what was written: the number behind its last, its bytes, and where on the link it ends.
@@ -105,7 +111,7 @@ class NatsAppender(Pipeline):
         """See ``Appender``."""
         self.check()
         link = self._keeper.current()
-        check_batch(batch, link.wire.limit)
+        await self._check_sizes(batch, link)
         if self._link is None:
             try:
                 await self._keeper.add(self._listener)
@@ -134,6 +140,22 @@ class NatsAppender(Pipeline):
             if self._watch is None:
                 self._heard = self._loop.time()
                 self._watch = self._loop.call_later(ACK_TIMEOUT, self._look)
+
+    async def _check_sizes(self, batch: Sequence[Message], link: NatsLink) -> None:
+        try:
+            check_batch(batch, min(link.wire.limit, self._largest))
+        except MessageTooLarge:
+            now = self._loop.time()
+            if self._ask_largest is None or now - self._largest_at < _ASK_AGAIN:
+                raise
+            # The limit may have been raised since it was asked for.
+            self._largest_at = now
+            try:
+                self._largest = await self._ask_largest()
+            except BusRefused as error:
+                self.fail(str(error))
+            self.check()
+            check_batch(batch, min(link.wire.limit, self._largest))
 
     async def _until_light(self) -> None:
         """Wait until what is written and not acknowledged is not too much to be kept."""

@@ -76,7 +76,7 @@ class StreamAppender(Pipeline):
             self._armed_at = now
 
     async def _arm(self) -> None:
-        """Fill the set anew, and rehearse what a batch does: where ``MULTI`` is refused, its entries would run alone."""
+        """Fill the set anew, and rehearse a batch: behind a ``MULTI`` that is refused, its entries would run alone."""
         armed: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
 
         def done(replies: list[Reply], error: Exception | None) -> None:
