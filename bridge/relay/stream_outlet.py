@@ -132,10 +132,21 @@ class StreamOutlet(Outlet):
         if failure and failure != self._told and self._bus.connected:
             # A full stream says the same five times a second.
             self._told = failure
-            log.warning("appending broke off", stream=self.stream.name, reason=failure)
+            log.warning("appending broke off", stream=self.stream.name, reason=failure, topic=self._first_topic())
         # Meanwhile the broker says what became of the rest that was on its way.
         await asyncio.sleep(RETRY_DELAY)
         self._go_back()
+
+    def _first_topic(self) -> str:
+        """Where the first event goes that is not confirmed: what the broker would not take, or did not answer for."""
+        skip = self._pipeline.confirmed - self._settled if self._pipeline is not None else 0
+        for _, parts in self._written:
+            for _, chunks in parts:
+                for chunk in chunks:
+                    if skip < len(chunk.messages):
+                        return chunk.messages[skip].topic
+                    skip -= len(chunk.messages)
+        return ""
 
     def _go_back(self) -> None:
         """Be done with the pipeline: everything from the first unconfirmed event on is sent again, by another."""

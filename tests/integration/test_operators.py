@@ -144,3 +144,40 @@ async def test_a_lower_limit_of_the_server_is_not_told_for_every_event(
         assert totals["events_received"] == totals["events_published"] + totals["events_dropped"]
         assert caplog.text.count("over the bus's limit") == 1
         assert caplog.text.count("over a limit") <= 1  # of those that waited when it was lowered
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"subjects": ["other.>"]}, "captures other.>, not all of fs.events.>"),
+        ({"no_ack": True}, "no_ack"),
+    ],
+)
+async def test_a_stream_that_cannot_confirm_is_named_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, change: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr("bridge.bus.nats.pipeline.ACK_TIMEOUT", 0.3)
+    monkeypatch.setattr("bridge.relay.stream_outlet.REFUSED_DELAY", 0.1)
+    async with nats_house(tmp_path) as house:
+        mine = await nats.connect(house.broker.url)
+        house.stack.push_async_callback(mine.close)
+        js = mine.jetstream()
+
+        async def hear(_message: Any) -> None:
+            """Somebody listens: the server does not say that no stream has the topic."""
+
+        await mine.subscribe("fs.events.>", cb=hear)
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+        fire(switch, 0, 10)
+        await house.until(lambda: worker.metrics.totals["events_published"] >= 10)
+        before = (await js.stream_info("FS_EVENTS")).config
+        await js.update_stream(before.evolve(**change))
+        fire(switch, 10, 100)
+        await house.until(lambda: told in caplog.text)
+        await house.until(lambda: "topic=fs.events.CUSTOM:kept" in caplog.text)
+        assert sum(one.events + one.in_flight for one in buffers(worker)) == 90
+        await js.update_stream(before)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        assert numbers(await stored(house.broker, "FS_EVENTS"), "kept") == list(range(100))
+        assert caplog.text.count("appending broke off") + caplog.text.count("is not to be had") <= 3
