@@ -181,3 +181,27 @@ async def test_a_stream_that_cannot_confirm_is_named_and_nothing_is_lost(
         await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
         assert numbers(await stored(house.broker, "FS_EVENTS"), "kept") == list(range(100))
         assert caplog.text.count("appending broke off") + caplog.text.count("is not to be had") <= 3
+
+
+@pytest.mark.parametrize("delivery", ["pubsub", "durable"])
+async def test_a_limit_of_the_server_that_is_raised_is_noticed_while_events_are_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """The server tells it to new connections only."""
+    monkeypatch.setattr("bridge.bus.nats.bus.LOOK_AGAIN", 0.05)
+    async with nats_house(tmp_path, "max_payload: 5000\n") as house:
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": delivery}, fleet=FLEET)
+        totals = worker.metrics.totals
+        fire(switch, 0, 10, filling="x" * 6_000)
+        await house.until(lambda: totals["events_dropped"] >= 10)
+        connected = worker.bus._keeper.link  # type: ignore[attr-defined]
+        await reload(house.broker, "max_payload: 50000\n")
+        number = 10
+        while not totals["events_published"]:
+            fire(switch, number, number + 1, filling="x" * 6_000)
+            number += 1
+            await house.until(lambda number=number: totals["events_received"] >= number)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        assert totals["events_received"] == totals["events_published"] + totals["events_dropped"]
+        assert worker.bus._keeper.link is connected  # type: ignore[attr-defined]

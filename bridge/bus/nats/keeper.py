@@ -203,6 +203,18 @@ class LinkKeeper:
         with contextlib.suppress(ValueError):
             self._listeners.remove(listener)
 
+    async def max_payload(self) -> int:
+        """The server's ``max_payload`` of now: a reload changes it, and only new connections are told.
+
+        Raises ``BusUnavailable`` and ``BusRefused``.
+        """
+        link = NatsLink(self.current().server)
+        await link.open(self._name, self._files, self._address.tls, CONNECT_TIMEOUT)
+        try:
+            return link.wire.limit
+        finally:
+            await link.close()
+
     # --- keeping ---------------------------------------------------------------------------------
 
     async def _keep(self) -> None:
