@@ -26,6 +26,8 @@ from bridge.errors import BusRefused, MessageTooLarge, PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
 """Seconds without any ack, of what the server has read, after which the pipeline has broken off."""
+HOLE_TIMEOUT = 0.5
+"""Seconds without the ack of a message, when later ones have theirs, after which it counts as not taken."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
 ACK_BYTES = 4 << 20
@@ -106,6 +108,7 @@ class NatsAppender(Pipeline):
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
+        self._hole: asyncio.TimerHandle | None = None
 
     async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
         """See ``Appender``."""
@@ -123,6 +126,7 @@ class NatsAppender(Pipeline):
         while position < total:
             await self.until(ACK_WINDOW // 2)
             await self._until_light()
+            await self._until_whole()
             end = await self._fitting(batch, position, min(total, position + ACK_WINDOW - self.outstanding))
             # While room was waited for, seconds may have passed: the right to publish may have ended.
             if allowed is not None and not allowed():
@@ -165,6 +169,11 @@ class NatsAppender(Pipeline):
                 return
             await self.until(self.outstanding - 1)
 
+    async def _until_whole(self) -> None:
+        """Wait while an ack is missing that later ones have overtaken: what is written now may stand in front, too."""
+        while self._ahead:
+            await self.until(self.outstanding - 1)
+
     def _forget_confirmed(self) -> None:
         parts = self._parts
         while parts and parts[0][0] <= self.confirmed:
@@ -198,8 +207,9 @@ class NatsAppender(Pipeline):
 
     def close(self) -> None:
         """See ``Appender``."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._hole):
+            if timer is not None:
+                timer.cancel()
         self._keeper.remove(self._listener)
         self._listener.detach()
         if self._refused:
@@ -240,12 +250,24 @@ class NatsAppender(Pipeline):
             self._refuse(str(error.get("description")))
             return
         self._ahead.add(number)
+        if self._hole is None and number > self.confirmed:
+            # A stream's leader acknowledges in order: a message was lost on its way, as when the leader changes.
+            self._hole = self._loop.call_later(HOLE_TIMEOUT, self._look_at_hole, self.confirmed)
         confirmed = self.confirmed
         while confirmed in self._ahead:
             self._ahead.remove(confirmed)
             confirmed += 1
         if confirmed > self.confirmed:
             self.confirm(confirmed)
+
+    def _look_at_hole(self, first: int) -> None:
+        self._hole = None
+        if not self._ahead or self.failure:
+            return
+        if first == self.confirmed:
+            self._refuse(f"no ack of a message within {HOLE_TIMEOUT:g} s of those behind it")
+        else:
+            self._hole = self._loop.call_later(HOLE_TIMEOUT, self._look_at_hole, self.confirmed)
 
     def _look(self) -> None:
         self._watch = None
