@@ -22,6 +22,8 @@ CONNECT_TIMEOUT = 5.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds between rounds over the servers: doubled each time, times a random factor of 0.5 to 1."""
 MAX_DISCOVERED = 8
+LEAVE_WITHIN, LEAVE_TIMEOUT = 3.0, 2.0
+"""Seconds within which a server that ends is left (it waits 10 s by default), and that its last word is waited for."""
 BACKOFF_REFUSED = 30.0
 """Seconds after the server refused us: it will not change its mind at once, and may lock us out."""
 
@@ -121,6 +123,7 @@ class LinkKeeper:
         self._changed = asyncio.Event()
         self._last_error: BusError | None = None
         self._told: set[str] = set()
+        self._leaving: asyncio.Task[None] | None = None
 
     # --- the caller's side -----------------------------------------------------------------------
 
@@ -155,6 +158,9 @@ class LinkKeeper:
 
     async def stop(self) -> None:
         """Disconnect and stay so."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.wait([self._leaving])
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -282,6 +288,7 @@ class LinkKeeper:
             await link.close()
             raise
         link.on_lost = self._lost
+        link.on_lame_duck = lambda: self._leave_soon(link)
         if not link.alive:
             raise BusUnavailable(f"{server.address}: the connection broke at once")
         self.link = link
@@ -312,10 +319,43 @@ class LinkKeeper:
         if link.alive:
             self._tell_refusals()
 
-    def _lost(self, reason: str) -> None:
-        if self.link is not None and not self._address.tls:  # certificates are for the names in the URL
+    def _leave_soon(self, link: NatsLink) -> None:
+        """The server will close all connections (lame duck mode): go to another one before, where there is one.
+
+        Not all at once: every client of that server hears it now.
+        """
+        if self._leaving is None and (len(self._servers) > 1 or link.discovered()):
+            self._leaving = asyncio.create_task(self._leave(link), name="nats lame duck")
+
+    async def _leave(self, link: NatsLink) -> None:
+        """Write nothing more, have all confirmed that was written, then go: nothing of it is in doubt."""
+        reason = f"{link.server.address} is in lame duck mode"
+        try:
+            await asyncio.sleep(self._rng.uniform(0.0, LEAVE_WITHIN))
+            if self.link is not link:
+                return
+            self._learn_servers(link)
+            self.link = None
+            self._tell(BusState(False, reason))
+            for listener in self._listeners:
+                if listener.queue and listener.handle is not None:
+                    link.wire.unsubscribe(listener.handle)  # what is on its way to us still arrives
+            with contextlib.suppress(BusError, TimeoutError):
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    await link.confirm()
+        finally:
+            self._leaving = None
+            if self.link is not link:
+                link.lose(reason)  # also when we are stopped meanwhile
+
+    def _learn_servers(self, link: NatsLink) -> None:
+        if not self._address.tls:  # certificates are for the names in the URL
             known = {server.address for server in self._servers}
-            self._discovered = [it for it in self.link.discovered() if it.address not in known][:MAX_DISCOVERED]
+            self._discovered = [it for it in link.discovered() if it.address not in known][:MAX_DISCOVERED]
+
+    def _lost(self, reason: str) -> None:
+        if self.link is not None:
+            self._learn_servers(self.link)
         self.link = None
         self._changed.set()
         for listener in self._listeners:
