@@ -12,6 +12,7 @@ from typing import Any
 
 import nats
 import pytest
+import redis.asyncio
 
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.nats import keeper
@@ -205,3 +206,26 @@ async def test_a_limit_of_the_server_that_is_raised_is_noticed_while_events_are_
         await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
         assert totals["events_received"] == totals["events_published"] + totals["events_dropped"]
         assert worker.bus._keeper.link is connected  # type: ignore[attr-defined]
+
+
+async def test_an_event_that_the_broker_breaks_off_at_is_named(
+    valkey_server: EmbeddedBroker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Redis ends a connection that says more than ``proto-max-bulk-len``, and often nobody hears why."""
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(EmbeddedBroker("redis"))
+        house = House(broker, tmp_path, stack)
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, events={"delivery": "durable"}, fleet=FLEET)
+        fire(switch, 0, 10)
+        await house.until(lambda: worker.metrics.totals["events_published"] >= 10)
+        async with redis.asyncio.Redis(port=broker.port) as client:
+            await client.config_set("proto-max-bulk-len", 1 << 20)
+            fire(switch, 10, 11, filling="x" * 1_500_000)
+            fire(switch, 11, 20)
+            await house.until(lambda: "breaks each time that the same event is sent" in caplog.text)
+            assert "size=1500" in caplog.text
+            await client.config_set("proto-max-bulk-len", 512 << 20)
+        await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
+        assert numbers(await stored(broker, "fs.events"), "kept") == list(range(20))
+        assert caplog.text.count("breaks each time") == 1
