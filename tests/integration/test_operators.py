@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nats.js.errors
 import pytest
 import redis.asyncio
 
@@ -229,3 +231,26 @@ async def test_an_event_that_the_broker_breaks_off_at_is_named(
         await house.until(lambda: not any(one.events or one.in_flight for one in buffers(worker)))
         assert numbers(await stored(broker, "fs.events"), "kept") == list(range(20))
         assert caplog.text.count("breaks each time") == 1
+
+
+async def test_a_bucket_of_the_fleet_that_was_deleted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker listens to the table that it writes to: the server does not say that no bucket has it."""
+    monkeypatch.setattr("bridge.bus.nats.buckets.TIMEOUT", 0.3)
+    caplog.set_level("INFO")
+    async with nats_house(tmp_path) as house:
+        mine = await nats.connect(house.broker.url)
+        house.stack.push_async_callback(mine.close)
+        js = mine.jetstream()
+        switch = await house.switch(heartbeat_interval=20.0)
+        worker = await house.worker(switch, fleet=SHORT)
+        for name in ("leases", "kept", "workers", "nodes"):
+            with contextlib.suppress(nats.js.errors.NotFoundError):
+                await js.delete_stream(f"KV_esl-bridge-{name}")
+        await house.until(lambda: "the fleet's storage is away" in caplog.text)
+        await house.until(lambda: "the fleet's storage is back" in caplog.text)
+        fire(switch, 0, 10)
+        await house.until(lambda: worker.metrics.totals["events_published"] >= 10)
+        for name in ("leases", "kept", "workers"):
+            assert (await js.stream_info(f"KV_esl-bridge-{name}")).state.messages
