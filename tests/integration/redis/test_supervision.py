@@ -56,6 +56,22 @@ async def test_everything_comes_back_with_the_server(
     assert {received.payload for received in heard} == {b"here"}
 
 
+async def test_connections_that_are_killed_are_told_with_the_reason(
+    open_redis: Open, start_valkey: Any, eventually: Eventually
+) -> None:
+    """Whichever of them ends first: one line in the log, that says why."""
+    server = await start_valkey()
+    bus: RedisBus = await open_redis(server.url)
+    async with redis.asyncio.Redis(port=server.port) as admin:
+        for _ in range(4):
+            await eventually(lambda: bus._ready())
+            states: list[BusState] = []
+            bus.on_state = states.append
+            await admin.client_kill_filter(_type="normal", skipme=True)
+            await eventually(lambda states=states: any(one.connected for one in states))
+            assert all("connecting" not in one.reason for one in states), states
+
+
 async def test_a_bus_that_starts_before_its_server(
     open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually
 ) -> None:
