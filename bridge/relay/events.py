@@ -21,6 +21,7 @@ from bridge.esl.protocol import LogRecord
 from bridge.messages.notice import LogNotice, NodeNotice
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import ENTRY_OVERHEAD, Chunk, Loss, identity_of, is_made_up
+from bridge.relay.lately import Lately
 from bridge.relay.notices import NoticeBoard
 from bridge.relay.publisher import Publisher
 from bridge.relay.routes import Line, Route, RouteSettings
@@ -33,6 +34,9 @@ HEADER_ALLOWANCE = 4_096
 
 # CUSTOM subclasses come from callers too (sendevent): what is remembered of names is bounded.
 KNOWN_NAMES = 65_536
+
+# How soon the log says again that events of a topic are over the bus's limit, in seconds: it may be every one.
+TELL_AGAIN = 60.0
 
 # A trail: so many events of the last read at most, and the last of so many reads before it.
 TRAIL_EVENTS, TRAIL_READS = 256, 32
@@ -149,6 +153,7 @@ class NodeRelay:
         self._lanes_of = [self._open_lanes(route) for route in self._settings]
         self._routes: list[Route] = []
         self._ways: dict[str, tuple[_Way, ...]] = {}
+        self._told_large: Lately[None] = Lately(TELL_AGAIN, KNOWN_NAMES)
         self._begun_at = 0.0
         self._begin_epoch(time.time())
 
@@ -344,7 +349,9 @@ class NodeRelay:
         message = line.truncate(message, event, event.envelope)
         if size(message) <= limit:
             return message
-        log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
+        if message.topic not in self._told_large:
+            self._told_large.put(message.topic, None)
+            log.warning("event over the bus's limit", node=self.node, topic=message.topic, size=len(message.payload))
         self._meter.events_dropped(self.node, "too_large", 1)
         # Told once, however many ways the message would have gone.
         lanes[0].miss(Loss(self.epoch, "too_large", start=now, end=now, count=1))

@@ -21,6 +21,7 @@ from bridge.bus.base import Bus, Message
 from bridge.errors import BusUnavailable, MessageTooLarge, PublishFailed, PublishWithdrawn
 from bridge.relay.buffer import EventBuffer
 from bridge.relay.chunks import Chunk, Loss, Receipt, identity_of, receipt_of, share_of
+from bridge.relay.lately import Lately
 from bridge.relay.notices import NoticeBoard
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,9 @@ LEAST_SHARE = 64 * 1024
 WATCH_INTERVAL = 1.0
 # How soon confirmations are looked for when nothing more is written, in seconds.
 SETTLE_DELAY = 0.02
+
+# How soon the same trouble is in the log again, in seconds.
+TELL_AGAIN = 60.0
 
 # How many topics that the broker refuses are told apart.
 MAX_DENIED = 4096
@@ -70,6 +74,7 @@ class Outlet(ABC):
         self._waiting = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._told_large: Lately[None] = Lately(TELL_AGAIN, MAX_DENIED)
 
     def add(self, buffer: EventBuffer) -> None:
         """Publish from this buffer too."""
@@ -145,14 +150,20 @@ class Outlet(ABC):
         for buffer, chunks in parts:
             self._meter.event_lag(buffer.node, now - chunks[-1].at)
 
-    def _drop_too_large(self) -> None:
-        """Another server with a lower limit: what was measured against the old one is measured again."""
+    def _drop_too_large(self, limit: int) -> None:
+        """A lower limit (in bytes) than before, of another server or of a stream: all that waits is measured again."""
         now = time.time()
-        limit = self._bus.max_payload
         for buffer in self._buffers:
             dropped = buffer.keep(lambda message: self._bus.message_size(message) <= limit, now)
             if dropped:
-                self._meter.events_dropped(buffer.node, "too_large", dropped)
+                self._too_large(buffer, dropped, limit)
+
+    def _too_large(self, buffer: EventBuffer, count: int, limit: int | None = None) -> None:
+        """Count what is never taken, and say so now and then: it may be every event."""
+        self._meter.events_dropped(buffer.node, "too_large", count)
+        if buffer.node not in self._told_large:
+            self._told_large.put(buffer.node, None)
+            log.warning("events over a limit are dropped", node=buffer.node, outlet=self._name, limit=limit)
 
     def _look_idle(self) -> None:
         """Nothing could be taken: idle, unless a buffer waits for its disk or its gate."""
@@ -204,10 +215,9 @@ class TopicOutlet(Outlet):
                     raise
                 return
             except MessageTooLarge as error:
-                log.warning("the bus's limit shrank", reason=str(error))
                 self._put_back(parts)
                 self._notices.put_back(notices)
-                self._drop_too_large()
+                self._drop_too_large(error.limit)
                 continue
             except PublishFailed as failure:
                 log.warning("a batch broke off", reason=str(failure), uncertain=failure.uncertain)
@@ -227,9 +237,8 @@ class TopicOutlet(Outlet):
             if self._written and self._look is None:
                 self._look = asyncio.get_running_loop().call_later(SETTLE_DELAY, self._look_again)
 
-    def _drop_too_large(self) -> None:
-        super()._drop_too_large()
-        limit = self._bus.max_payload
+    def _drop_too_large(self, limit: int) -> None:
+        super()._drop_too_large(limit)
         self._notices.put_back([one for one in self._notices.take() if self._bus.message_size(one) <= limit])
 
     def _book_failure(self, parts: Parts, notices: list[Message], failure: PublishFailed) -> None:

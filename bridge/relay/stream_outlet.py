@@ -26,6 +26,9 @@ log = structlog.get_logger(__name__)
 RETRY_DELAY = 0.2
 REFUSED_DELAY = 5.0
 
+# How often the connection breaks with the same event in front before that is told.
+BREAKS_TOLD = 3
+
 
 class DurableBus(Bus, DurableTopics, Protocol):
     """A bus that also keeps topics."""
@@ -42,6 +45,8 @@ class StreamOutlet(Outlet):
         self._written: deque[tuple[int, Parts]] = deque()
         self._settled = 0
         self._told = ""
+        self._broke_at = ""
+        self._breaks = 0
 
     async def stop(self) -> None:
         """See ``Outlet``."""
@@ -80,9 +85,8 @@ class StreamOutlet(Outlet):
         except PublishWithdrawn:
             self._withdraw()
         except MessageTooLarge as error:
-            log.warning("the bus's limit shrank", reason=str(error))
             self._withdraw()
-            self._drop_too_large()
+            self._drop_too_large(error.limit)
         except BusUnavailable:
             await self._again()
         else:
@@ -133,10 +137,37 @@ class StreamOutlet(Outlet):
         if failure and failure != self._told and self._bus.connected:
             # A full stream says the same five times a second.
             self._told = failure
-            log.warning("appending broke off", stream=self.stream.name, reason=failure)
+            first = self._first()
+            topic = first.topic if first is not None else ""
+            log.warning("appending broke off", stream=self.stream.name, reason=failure, topic=topic)
+        elif not self._bus.connected:
+            self._note_break()
         # Meanwhile the broker says what became of the rest that was on its way.
         await asyncio.sleep(RETRY_DELAY)
         self._go_back()
+
+    def _note_break(self) -> None:
+        """The connection broke. Where the same event stands in front each time, the broker may not bear it: say so."""
+        first = self._first()
+        if first is None:
+            return
+        self._breaks = self._breaks + 1 if first.id == self._broke_at else 1
+        self._broke_at = first.id
+        if self._breaks == BREAKS_TOLD:
+            text = "the connection breaks each time that the same event is sent"
+            size = self._bus.message_size(first)
+            log.error(text, stream=self.stream.name, topic=first.topic, id=first.id, size=size)
+
+    def _first(self) -> Message | None:
+        """The first event that is not confirmed: what the broker would not take, or did not answer for."""
+        skip = self._pipeline.confirmed - self._settled if self._pipeline is not None else 0
+        for _, parts in self._written:
+            for _, chunks in parts:
+                for chunk in chunks:
+                    if skip < len(chunk.messages):
+                        return chunk.messages[skip]
+                    skip -= len(chunk.messages)
+        return None
 
     def _go_back(self) -> None:
         """Be done with the pipeline: everything from the first unconfirmed event on is sent again, by another."""
@@ -180,8 +211,7 @@ class StreamOutlet(Outlet):
 
     def _drop_first(self, buffer: EventBuffer, chunk: Chunk) -> Chunk | None:
         """Drop the first event of a chunk: the stream will never take it. Returns what is left."""
-        log.warning("event over a limit of the stream", node=buffer.node, stream=self.stream.name)
-        self._meter.events_dropped(buffer.node, "too_large", 1)
+        self._too_large(buffer, 1)
         buffer.lose(Loss(chunk.epoch, "too_large", chunk.at, time.time(), before=chunk.before, count=1))
         if len(chunk.messages) == 1:
             buffer.settle(chunk, confirmed=False)

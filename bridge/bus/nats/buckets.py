@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from bridge.bus.nats.inbox import is_no_responders
-from bridge.bus.nats.questions import Questions
+from bridge.bus.nats.questions import Questions, Unanswered
 from bridge.bus.nats.reading import Incoming, parse_headers
 from bridge.errors import BusRefused, BusUnavailable
 
@@ -129,7 +129,12 @@ class Bucket:
             headers[_REVISION] = str(revision)
         if delete:
             headers[_OPERATION] = "DEL"
-        answer = await self._questions.ask(self.prefix + key, value, TIMEOUT, headers or None)
+        try:
+            answer = await self._questions.ask(self.prefix + key, value, TIMEOUT, headers or None)
+        except Unanswered:
+            # Where we listen to the bucket's keys ourselves, nobody says that it was deleted.
+            self.ready = False
+            raise
         if is_no_responders(answer):
             self.ready = False
             raise BusUnavailable(f"the bucket {self.name} is not there")

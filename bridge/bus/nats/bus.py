@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,9 @@ from bridge.bus.nats.service import Endpoint, NatsService
 from bridge.bus.nats.storage import NatsStorage
 from bridge.bus.patterns import widened
 from bridge.bus.rights import Use
-from bridge.errors import BusUnavailable, MessageTooLarge, PublishWithdrawn
+from bridge.errors import BusError, BusUnavailable, MessageTooLarge, PublishWithdrawn
+
+log = logging.getLogger(__name__)
 
 WINDOW = 4 << 20
 """Unconfirmed bytes at which publishing waits."""
@@ -33,6 +36,8 @@ HELD_BYTES = 8 << 20
 """Bytes of replies that wait for the bus to come back; the oldest are dropped first."""
 DEFAULT_MAX_PAYLOAD = 1 << 20
 CLOSE_TIMEOUT = 2.0
+LOOK_AGAIN = 60.0
+"""Seconds between two looks whether the server's ``max_payload`` was raised, while messages are over it."""
 
 _Reply = tuple[str, bytes, str, Mapping[str, str] | None]
 
@@ -102,6 +107,8 @@ class NatsBus(JetStream):
         self._held_bytes = 0
         self._leaving = False
         self._max_payload = DEFAULT_MAX_PAYLOAD
+        self._looking: asyncio.Task[None] | None = None
+        self._look_again_at = 0.0
         JetStream.__init__(self, keeper, inbox_prefix)
 
     # --- the connection ----------------------------------------------------------------------------
@@ -148,6 +155,8 @@ class NatsBus(JetStream):
                 await self._durable.settle(CLOSE_TIMEOUT)
                 await self.flush(CLOSE_TIMEOUT)
         self._durable.close()
+        if self._looking is not None:
+            self._looking.cancel()
         await self._storage_keeper.stop()
         await self._keeper.stop()
 
@@ -164,7 +173,27 @@ class NatsBus(JetStream):
 
     def message_size(self, message: Message) -> int:
         """See ``Bus``: payload and header block."""
-        return message_size(message)
+        size = message_size(message)
+        if size > self._max_payload:
+            self._doubt_limit()
+        return size
+
+    def _doubt_limit(self) -> None:
+        """Something is over the limit: look whether somebody has raised it since we connected."""
+        loop = asyncio.get_running_loop()
+        if self._looking is None and self._keeper.link is not None and loop.time() >= self._look_again_at:
+            self._look_again_at = loop.time() + LOOK_AGAIN
+            self._looking = loop.create_task(self._look_at_limit(self._keeper.link), name="nats limit")
+
+    async def _look_at_limit(self, link: NatsLink) -> None:
+        try:
+            with contextlib.suppress(BusError):
+                limit = await self._keeper.max_payload()
+                if limit > link.wire.limit and link is self._keeper.link:
+                    log.info("the server takes up to %d bytes now", limit)
+                    self._max_payload = link.wire.limit = limit
+        finally:
+            self._looking = None
 
     async def publish_many(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> int:
         """See ``Bus``."""

@@ -14,7 +14,8 @@ from bridge.bus.nats.inbox import ask
 from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.pipeline import ACK_WINDOW, NatsAppender
-from bridge.bus.nats.room import Room, room_of
+from bridge.bus.nats.rights import matches_any
+from bridge.bus.nats.room import NO_LIMIT, Room, largest_of, room_of
 from bridge.errors import BusRefused, BusUnavailable
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class JetStream:
         self._keeper = keeper
         self._prefix = inbox_prefix
         self._rooms: dict[str, Room | None] = {}
+        self._largest: dict[str, int] = {}
         self._careful: dict[str, int] = {}
         self._not_told: NatsLink | None = None  # where the account's limits are not for us to know
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
         self._appenders: WeakSet[NatsAppender] = WeakSet()
 
     async def ensure_stream(self, stream: StreamSpec) -> None:
@@ -65,7 +67,10 @@ class JetStream:
         info = await self._info(link, stream)
         error = info.get("error")
         if error is None:
-            self._warn(stream.name, info)
+            if (info.get("config") or {}).get("no_ack"):
+                raise BusRefused(f"stream {stream.name} has no_ack set: it never says what it has stored")
+            self._warn(stream, info)
+            self._largest[stream.name] = largest_of(info)
             self._rooms[stream.name] = await self._room(link, info)
             return
         if error.get("err_code") != _NOT_FOUND:
@@ -80,12 +85,22 @@ class JetStream:
                 raise BusRefused(f"stream {stream.name} cannot be created: {error.get('description')}")
             max_bytes //= 2
 
-    def _warn(self, name: str, info: dict[str, Any]) -> None:
-        """Say once that an operator's stream keeps nothing: the server acknowledges what it forgets at once."""
-        interest = (info.get("config") or {}).get("retention") == "interest"
-        if interest and not (info.get("state") or {}).get("consumer_count") and name not in self._warned:
-            self._warned.add(name)
-            log.warning("stream %s keeps only what its consumers want, and has none: events are lost in it", name)
+    def _warn(self, stream: StreamSpec, info: dict[str, Any]) -> None:
+        """Say once what an operator's stream does not keep."""
+        config, name = info.get("config") or {}, stream.name
+        # The server acknowledges what it forgets at once.
+        if config.get("retention") == "interest" and not (info.get("state") or {}).get("consumer_count"):
+            self._warn_once(name, "stream %s keeps only what its consumers want, and has none: events are lost in it")
+        # Where somebody listens to the topic the server does not even say that no stream has it.
+        subjects = tuple(config.get("subjects") or ())
+        if not all(matches_any(subjects, topic) for topic in stream.topics):
+            text = f"stream %s captures {', '.join(subjects) or 'nothing'}, not all of {', '.join(stream.topics)}"
+            self._warn_once(name, f"{text}: an event of another topic waits, and all behind it")
+
+    def _warn_once(self, name: str, text: str) -> None:
+        if (name, text) not in self._warned:
+            self._warned.add((name, text))
+            log.warning(text, name)
 
     async def _create(self, link: NatsLink, stream: StreamSpec, max_bytes: int) -> dict[str, Any] | None:
         config = {
@@ -116,6 +131,9 @@ class JetStream:
             link = self._keeper.current()
             return await self._room(link, await self._info(link, stream))
 
+        async def ask_largest() -> int:
+            return largest_of(await self._info(self._keeper.current(), stream))
+
         def refused(overtaking: int) -> None:
             # Where order was lost, and is again when we make haste, we wait longer with that.
             known = self._careful.get(name, ACK_WINDOW)
@@ -129,6 +147,8 @@ class JetStream:
             ask_room,
             careful=self._careful.get(name, 0),
             on_refusal=refused,
+            largest=self._largest.get(name, NO_LIMIT),
+            ask_largest=ask_largest,
         )
         self._appenders.add(one)
         return one

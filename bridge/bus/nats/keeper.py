@@ -22,6 +22,8 @@ CONNECT_TIMEOUT = 5.0
 BACKOFF_FIRST, BACKOFF_MOST = 0.1, 5.0
 """Seconds between rounds over the servers: doubled each time, times a random factor of 0.5 to 1."""
 MAX_DISCOVERED = 8
+LEAVE_WITHIN, LEAVE_TIMEOUT = 3.0, 2.0
+"""Seconds within which a server that ends is left (it waits 10 s by default), and that its last word is waited for."""
 BACKOFF_REFUSED = 30.0
 """Seconds after the server refused us: it will not change its mind at once, and may lock us out."""
 
@@ -30,7 +32,10 @@ _DENIED = re.compile(r'permissions violation for publish to "(.+)"')
 
 
 class Listener:
-    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached."""
+    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached.
+
+    ``held`` says that the server has it, as far as is known: the right to it may be taken away while the link lives.
+    """
 
     def __init__(
         self,
@@ -46,11 +51,14 @@ class Listener:
         self.handle: Any = None
         self.link: NatsLink | None = None
         self.refusal = ""
+        self.held = False
         self.optional = False
 
     async def attach(self, link: NatsLink) -> None:
         """Subscribe on this link. Raises ``BusRefused`` (guard), ``BusUnavailable`` and ``ValueError``."""
-        self.link, self.refusal = link, ""
+        if self.link is link:
+            self.detach()  # what the server took away is forgotten here, too
+        self.link, self.refusal, self.held = link, "", False
         try:
             if self.guard is not None:
                 await self.guard(link)
@@ -69,11 +77,20 @@ class Listener:
             return
         if self.refusal:
             raise BusRefused(self.refusal)
-        mark = f'subscription to "{self.subject.lower()}"'
         for text in self.link.violations if self.link is not None else ():
-            if mark in text:
-                self.refusal = f"the server does not let us listen to {self.subject} ({text})"
+            if self.concerns(text):
+                self.refuse(text)
                 raise BusRefused(self.refusal)
+        self.held = True
+
+    def concerns(self, violation: str) -> bool:
+        """Whether the server's words are about this subscription."""
+        return f'subscription to "{self.subject.lower()}"' in violation
+
+    def refuse(self, violation: str) -> None:
+        """The server does not let us have it."""
+        self.held = False
+        self.refusal = f"the server does not let us listen to {self.subject} ({violation})"
 
     def detach(self) -> None:
         """Take it back at once."""
@@ -106,6 +123,7 @@ class LinkKeeper:
         self._changed = asyncio.Event()
         self._last_error: BusError | None = None
         self._told: set[str] = set()
+        self._leaving: asyncio.Task[None] | None = None
 
     # --- the caller's side -----------------------------------------------------------------------
 
@@ -140,6 +158,9 @@ class LinkKeeper:
 
     async def stop(self) -> None:
         """Disconnect and stay so."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.wait([self._leaving])
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -187,6 +208,18 @@ class LinkKeeper:
         """Attach it no more; what is attached stays the caller's."""
         with contextlib.suppress(ValueError):
             self._listeners.remove(listener)
+
+    async def max_payload(self) -> int:
+        """The server's ``max_payload`` of now: a reload changes it, and only new connections are told.
+
+        Raises ``BusUnavailable`` and ``BusRefused``.
+        """
+        link = NatsLink(self.current().server)
+        await link.open(self._name, self._files, self._address.tls, CONNECT_TIMEOUT)
+        try:
+            return link.wire.limit
+        finally:
+            await link.close()
 
     # --- keeping ---------------------------------------------------------------------------------
 
@@ -255,13 +288,13 @@ class LinkKeeper:
             await link.close()
             raise
         link.on_lost = self._lost
+        link.on_lame_duck = lambda: self._leave_soon(link)
         if not link.alive:
             raise BusUnavailable(f"{server.address}: the connection broke at once")
         self.link = link
         self._last_error = None
         self._told.clear()
-        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-        self._tell(BusState(True, "; ".join(reasons)))
+        self._tell_refusals()
         self._changed.set()
         self.on_up(link)
 
@@ -284,13 +317,45 @@ class LinkKeeper:
                 await link.confirm()
                 listener.check()
         if link.alive:
-            reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-            self._tell(BusState(True, "; ".join(reasons)))
+            self._tell_refusals()
+
+    def _leave_soon(self, link: NatsLink) -> None:
+        """The server will close all connections (lame duck mode): go to another one before, where there is one.
+
+        Not all at once: every client of that server hears it now.
+        """
+        if self._leaving is None and (len(self._servers) > 1 or link.discovered()):
+            self._leaving = asyncio.create_task(self._leave(link), name="nats lame duck")
+
+    async def _leave(self, link: NatsLink) -> None:
+        """Write nothing more, have all confirmed that was written, then go: nothing of it is in doubt."""
+        reason = f"{link.server.address} is in lame duck mode"
+        try:
+            await asyncio.sleep(self._rng.uniform(0.0, LEAVE_WITHIN))
+            if self.link is not link:
+                return
+            self._learn_servers(link)
+            self.link = None
+            self._tell(BusState(False, reason))
+            for listener in self._listeners:
+                if listener.queue and listener.handle is not None:
+                    link.wire.unsubscribe(listener.handle)  # what is on its way to us still arrives
+            with contextlib.suppress(BusError, TimeoutError):
+                async with asyncio.timeout(LEAVE_TIMEOUT):
+                    await link.confirm()
+        finally:
+            self._leaving = None
+            if self.link is not link:
+                link.lose(reason)  # also when we are stopped meanwhile
+
+    def _learn_servers(self, link: NatsLink) -> None:
+        if not self._address.tls:  # certificates are for the names in the URL
+            known = {server.address for server in self._servers}
+            self._discovered = [it for it in link.discovered() if it.address not in known][:MAX_DISCOVERED]
 
     def _lost(self, reason: str) -> None:
-        if self.link is not None and not self._address.tls:  # certificates are for the names in the URL
-            known = {server.address for server in self._servers}
-            self._discovered = [it for it in self.link.discovered() if it.address not in known][:MAX_DISCOVERED]
+        if self.link is not None:
+            self._learn_servers(self.link)
         self.link = None
         self._changed.set()
         for listener in self._listeners:
@@ -302,12 +367,25 @@ class LinkKeeper:
         self._tell(BusState(False, reason))
 
     def _violated(self, text: str) -> None:
-        """A denied publish is told once a link, and counted; a denied subscription is told by its listener."""
+        """A denied publish is told once a link, and counted; a denied subscription is told by its listener.
+
+        One that we had is the exception: somebody changed our rights. It is tried again like one denied from the start.
+        """
         if found := _DENIED.search(text):
             self.on_denied(found[1])
+        taken = [listener for listener in self._listeners if listener.held and listener.concerns(text)]
+        for listener in taken:
+            listener.refuse(text)
+        if taken and self.link is not None:
+            self._changed.set()
+            self._tell_refusals()
         if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
             self._told.add(text)
             self._tell(BusState(True, text))
+
+    def _tell_refusals(self) -> None:
+        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
+        self._tell(BusState(True, "; ".join(reasons)))
 
     def _tell(self, state: BusState) -> None:
         if state != self.state:

@@ -44,6 +44,7 @@ class NatsLink:
         self.on_lost: Callable[[str], None] = lambda _reason: None
         self.on_confirmed: Callable[[int], None] = lambda _number: None
         self.on_violation: Callable[[str], None] = lambda _text: None
+        self.on_lame_duck: Callable[[], None] = lambda: None
         self.alive = False
         self.violations: list[str] = []
         self._client = Client()
@@ -104,6 +105,7 @@ class NatsLink:
             "connect_timeout": timeout,
             "error_cb": self._on_error,
             "closed_cb": self._on_closed,
+            "lame_duck_mode_cb": self._on_lame_duck,
         }
         if tls or files.tls_ca or files.tls_cert:
             options["tls"] = files.tls_context()
@@ -153,6 +155,10 @@ class NatsLink:
 
     async def _on_closed(self) -> None:
         self._lose(str(self._client.last_error or "the connection was closed").removeprefix("nats: "))
+
+    async def _on_lame_duck(self) -> None:
+        if self.alive:
+            self.on_lame_duck()
 
     # --- writing and confirming ----------------------------------------------------------------------
 
@@ -261,6 +267,10 @@ class NatsLink:
         self._life_timer = self._loop.call_later(PING_INTERVAL, self._check_life)
 
     # --- the end -------------------------------------------------------------------------------------
+
+    def lose(self, reason: str) -> None:
+        """Give it up; ``on_lost`` is called as for one that broke."""
+        self._lose(reason)
 
     def _lose(self, reason: str) -> None:
         if not self.alive:

@@ -21,11 +21,13 @@ from bridge.bus.nats.keeper import LinkKeeper, Listener
 from bridge.bus.nats.link import NatsLink
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
-from bridge.bus.nats.room import Room
-from bridge.errors import BusRefused, PublishWithdrawn
+from bridge.bus.nats.room import NO_LIMIT, Room
+from bridge.errors import BusRefused, MessageTooLarge, PublishWithdrawn
 
 ACK_TIMEOUT = 5.0
 """Seconds without any ack, of what the server has read, after which the pipeline has broken off."""
+HOLE_TIMEOUT = 0.5
+"""Seconds without the ack of a message, when later ones have theirs, after which it counts as not taken."""
 ACK_WINDOW = 1024
 """Messages written and not acknowledged."""
 ACK_BYTES = 4 << 20
@@ -68,7 +70,8 @@ class NatsAppender(Pipeline):
     """See ``Appender``. ``ask_room`` asks for the stream's room (None: it makes place by itself).
 
     The first ``careful`` messages go one by one. ``on_refusal`` is called at the end of a pipeline that a refusal
-    ended, with the number of messages that were overtaking.
+    ended, with the number of messages that were overtaking. ``largest`` is the stream's own limit of a message in
+    bytes, asked for anew with ``ask_largest`` before one is held against it.
     """
 
     def __init__(
@@ -81,6 +84,8 @@ class NatsAppender(Pipeline):
         *,
         careful: int = 0,
         on_refusal: Callable[[int], None] = lambda overtaking: None,
+        largest: int = NO_LIMIT,
+        ask_largest: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
         super().__init__(changed)
         self._keeper = keeper
@@ -92,6 +97,9 @@ class NatsAppender(Pipeline):
         self._asked_at = 0.0
         self._careful = careful
         self._on_refusal = on_refusal
+        self._largest = largest
+        self._ask_largest = ask_largest
+        self._largest_at = 0.0
         self._refused = False
         self._ahead: set[int] = set()
         # Of what was written: the number behind its last, its bytes, and where on the link it ends.
@@ -100,19 +108,25 @@ class NatsAppender(Pipeline):
         self._heard = 0.0
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
+        self._hole: asyncio.TimerHandle | None = None
 
     async def append(self, batch: Sequence[Message], allowed: Callable[[], bool] | None = None) -> None:
         """See ``Appender``."""
         self.check()
         link = self._keeper.current()
+        await self._check_sizes(batch, link)
         if self._link is None:
-            await self._keeper.add(self._listener)
-            self._link = link = self._keeper.current()
+            try:
+                await self._keeper.add(self._listener)
+            except BusRefused as error:
+                self.fail(str(error))
             self.check()
+            self._link = link = self._keeper.current()
         position, total = 0, len(batch)
         while position < total:
             await self.until(ACK_WINDOW // 2)
             await self._until_light()
+            await self._until_whole()
             end = await self._fitting(batch, position, min(total, position + ACK_WINDOW - self.outstanding))
             # While room was waited for, seconds may have passed: the right to publish may have ended.
             if allowed is not None and not allowed():
@@ -120,12 +134,7 @@ class NatsAppender(Pipeline):
                     raise PublishWithdrawn
                 self.fail("the right to publish ended")
             self.check()
-            part = batch
-            if end - position < total:
-                if not position:
-                    # Of a batch that cannot be written as a whole nothing is; what goes in one part is checked there.
-                    check_batch(batch, link.wire.limit)
-                part = batch[position:end]
+            part = batch[position:end]
             link.wire.add_batch(part, self._replies, self.written)
             link.write()
             self.written += end - position
@@ -137,12 +146,33 @@ class NatsAppender(Pipeline):
                 self._heard = self._loop.time()
                 self._watch = self._loop.call_later(ACK_TIMEOUT, self._look)
 
+    async def _check_sizes(self, batch: Sequence[Message], link: NatsLink) -> None:
+        try:
+            check_batch(batch, min(link.wire.limit, self._largest))
+        except MessageTooLarge:
+            now = self._loop.time()
+            if self._ask_largest is None or now - self._largest_at < _ASK_AGAIN:
+                raise
+            # The limit may have been raised since it was asked for.
+            self._largest_at = now
+            try:
+                self._largest = await self._ask_largest()
+            except BusRefused as error:
+                self.fail(str(error))
+            self.check()
+            check_batch(batch, min(link.wire.limit, self._largest))
+
     async def _until_light(self) -> None:
         """Wait until what is written and not acknowledged is not too much to be kept."""
         while True:
             self._forget_confirmed()
             if self._bytes <= ACK_BYTES:
                 return
+            await self.until(self.outstanding - 1)
+
+    async def _until_whole(self) -> None:
+        """Wait while an ack is missing that later ones have overtaken: what is written now may stand in front, too."""
+        while self._ahead:
             await self.until(self.outstanding - 1)
 
     def _forget_confirmed(self) -> None:
@@ -178,8 +208,9 @@ class NatsAppender(Pipeline):
 
     def close(self) -> None:
         """See ``Appender``."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._hole):
+            if timer is not None:
+                timer.cancel()
         self._keeper.remove(self._listener)
         self._listener.detach()
         if self._refused:
@@ -220,12 +251,24 @@ class NatsAppender(Pipeline):
             self._refuse(str(error.get("description")))
             return
         self._ahead.add(number)
+        if self._hole is None and number > self.confirmed:
+            # A stream's leader acknowledges in order: a message was lost on its way, as when the leader changes.
+            self._hole = self._loop.call_later(HOLE_TIMEOUT, self._look_at_hole, self.confirmed)
         confirmed = self.confirmed
         while confirmed in self._ahead:
             self._ahead.remove(confirmed)
             confirmed += 1
         if confirmed > self.confirmed:
             self.confirm(confirmed)
+
+    def _look_at_hole(self, first: int) -> None:
+        self._hole = None
+        if not self._ahead or self.failure:
+            return
+        if first == self.confirmed:
+            self._refuse(f"no ack of a message within {HOLE_TIMEOUT:g} s of those behind it")
+        else:
+            self._hole = self._loop.call_later(HOLE_TIMEOUT, self._look_at_hole, self.confirmed)
 
     def _look(self) -> None:
         self._watch = None

@@ -53,6 +53,8 @@ class Questions:
         except TimeoutError:
             if any(f'"{subject.lower()}"' in text.lower() for text in link.violations):
                 raise BusRefused(f"the server does not let us publish to {subject}") from None
+            if self._listener.refusal:
+                raise BusRefused(self._listener.refusal) from None
             raise Unanswered(f"no answer to {subject} within {timeout:g} s") from None
         finally:
             self._open.pop(token, None)

@@ -34,10 +34,11 @@ def _allowed(rights: dict[str, Any], use: Use) -> bool:
         return True  # whoever sent a request may be answered
     rule = rights.get("subscribe" if use.kind == "queue" else "publish") or {}
     allow, deny = rule.get("allow"), rule.get("deny") or ()
-    return (not allow or _any(allow, use.address)) and not _any(deny, use.address)
+    return (not allow or matches_any(allow, use.address)) and not matches_any(deny, use.address)
 
 
-def _any(patterns: Sequence[str], subject: str) -> bool:
+def matches_any(patterns: Sequence[str], subject: str) -> bool:
+    """Whether one of the patterns means the subject; its own wildcards are taken for tokens."""
     # A pattern may name a queue group behind the subject.
     return any(_matches(pattern.split()[0].split("."), subject.split(".")) for pattern in patterns if pattern.strip())
 

@@ -14,6 +14,8 @@ from bridge.bus.base import Message
 from bridge.bus.nats.render import message_size
 
 _STORED: Final = 64  # bytes that the server's file adds to a message, at most
+NO_LIMIT: Final = 1 << 62
+"""What ``largest_of`` says of a stream without a limit."""
 _NO_END: Final = float("inf")
 
 
@@ -49,6 +51,12 @@ def room_of(info: dict[str, Any], account: dict[str, Any] | None = None) -> Room
         if largest > 0:
             size = min(size, largest - state.get("bytes", 0))
     return None if messages == size == _NO_END else Room(messages / 2, size / 2)
+
+
+def largest_of(info: dict[str, Any]) -> int:
+    """The size in bytes of the largest message that the stream takes, by its STREAM.INFO; headers count."""
+    most: int = (info.get("config") or {}).get("max_msg_size", -1)
+    return most if most >= 0 else NO_LIMIT
 
 
 def _free_of_account(account: dict[str, Any], config: dict[str, Any]) -> float:

@@ -377,9 +377,10 @@ class RedisBus:
         self._tell_state(str(error))
 
     def _tell_state(self, reason: str = "") -> None:
-        state = BusState(self.connected, "" if self.connected else reason or self._events.reason or "connecting")
+        reason = reason or self._events.reason or self._writers.reason
+        state = BusState(self.connected, "" if self.connected else reason or "connecting")
         # While connecting, the first of several connections is no news yet.
-        news = state.connected or self._state.connected or reason or self._events.reason
+        news = state.connected or self._state.connected or reason
         if news and state != self._state:
             self._state = state
             self.on_state(state)

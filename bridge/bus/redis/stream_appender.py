@@ -76,7 +76,7 @@ class StreamAppender(Pipeline):
             self._armed_at = now
 
     async def _arm(self) -> None:
-        """Fill the set anew."""
+        """Fill the set anew, and rehearse a batch: behind a ``MULTI`` that is refused, its entries would run alone."""
         armed: asyncio.Future[list[Reply]] = asyncio.get_running_loop().create_future()
 
         def done(replies: list[Reply], error: Exception | None) -> None:
@@ -85,12 +85,15 @@ class StreamAppender(Pipeline):
 
         numbers = [b"%d" % number for number in range(1, _NUMBERS + 1)]
         fill = command(b"SADD", self._order, *numbers) + command(b"EXPIRE", self._order, b"%d" % _LIFE)
-        if not self._link.say(Operation(fill, 2, done)):
+        watch = command(b"WATCH", self._order) + command(b"SREM", self._order, b"0")
+        if not self._link.say(Operation(b"".join((fill, watch, MULTI, EXEC)), 6, done)):
             self.fail(self._link.reason)
             self.check()
-        for reply in await armed:
-            if isinstance(reply, ReplyError) and reply.code in ("NOPERM", "WRONGTYPE"):
+        for at, reply in enumerate(await armed):
+            if at < 4 and isinstance(reply, ReplyError) and reply.code in ("NOPERM", "WRONGTYPE"):
                 self._chained = False
+            elif isinstance(reply, ReplyError):
+                self._refused(reply)
             elif isinstance(reply, Exception):
                 self.fail(str(reply))
         self._number = 0

@@ -16,6 +16,7 @@ from bridge.bus.redis.wire import Reply, ReplyError, command
 from bridge.errors import BusRefused, BusUnavailable
 
 _GRACE = 10.0  # s; how long a pub/sub connection may owe the answer to a PING
+_REFUSED_AGAIN = 30.0  # s; until a pattern that was refused is asked for again
 
 
 class TopicSubscription:
@@ -44,6 +45,8 @@ class Topics:
         self._confirmed: dict[bytes, asyncio.Future[ReplyError | None]] = {}
         # What was said and is not answered: answers come in its order, between the messages.
         self._said: deque[tuple[bytes, bytes]] = deque()
+        self._refused: set[bytes] = set()
+        self._refused_at = 0.0
         self._owed_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.on_problem: Callable[[str], None] = lambda text: None
@@ -81,6 +84,7 @@ class Topics:
         if not listeners:
             del self._by_glob[subscription.glob]
             self._confirmed.pop(subscription.glob, None)
+            self._refused.discard(subscription.glob)
             self._say(b"PUNSUBSCRIBE" if b"*" in subscription.glob else b"UNSUBSCRIBE", subscription.glob)
 
     @property
@@ -99,6 +103,7 @@ class Topics:
             if glob not in self._confirmed:
                 self._confirmed[glob] = loop.create_future()
         self._said.clear()
+        self._refused.clear()
         for glob in self._by_glob:
             self._say(_verb(glob), glob)
         self._owed_since = None
@@ -117,6 +122,11 @@ class Topics:
         if not self._link.connected:
             return
         loop = asyncio.get_running_loop()
+        if self._refused and loop.time() - self._refused_at >= _REFUSED_AGAIN:
+            # Somebody may have given the right back, and the server does not say so.
+            again, self._refused = self._refused, set()
+            for glob in again:
+                self._say(_verb(glob), glob)
         if self._owed_since is None:
             self._owed_since = loop.time()
             self._say(b"PING")
@@ -145,6 +155,9 @@ class Topics:
             if waiting is not None and not waiting.done():
                 waiting.set_result(refusal)
             if refusal is not None:
+                if glob in self._by_glob:
+                    self._refused.add(glob)
+                    self._refused_at = asyncio.get_running_loop().time()
                 self.on_problem(f"{glob.decode('utf-8', 'replace')} cannot be listened to: {refusal}")
 
     def _deliver(self, glob: bytes, channel: bytes, payload: bytes) -> None:

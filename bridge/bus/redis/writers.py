@@ -36,6 +36,8 @@ class Writers:
         self._started = False
         self._changed = asyncio.Event()
         self.closed = False
+        self.reason = ""
+        """Why a connection was lost or not to be had, the last time."""
         self.on_change: Callable[[], None] = lambda: None
         self.on_absent: Callable[[Exception], None] = lambda error: None
 
@@ -159,10 +161,12 @@ class Writers:
         self._again()
 
     def _down(self, host: Host | None, error: Exception) -> None:
+        self.reason = str(error)
         self.on_change()
         self._forget(host)
 
     def _absent(self, host: Host | None, error: Exception) -> None:
+        self.reason = str(error)
         self.on_absent(error)
         self._forget(host)
 

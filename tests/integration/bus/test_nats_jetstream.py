@@ -185,6 +185,23 @@ async def test_missing_acks_are_noticed(
         await append_all(bus, SPEC, events(3, topic="nowhere.a"))
 
 
+async def test_behind_a_missing_ack_nothing_more_is_written(
+    server: EmbeddedBroker, open_nats: Any, js: JetStreamContext, eventually: Any
+) -> None:
+    """A message that was lost on its way, as when the stream's leader changes: the rest must not stand in front."""
+    bus = await open_nats(server.url)
+    await bus.subscribe("nowhere.>", lambda _received: None)  # somebody listens, nobody acknowledges
+    await bus.ensure_stream(SPEC)
+    line = bus.appender(SPEC, lambda: None)
+    await line.append([*events(3), *events(1, 3, "nowhere.a"), *events(5, 4)])
+    await eventually(lambda: line.overtaking == 5)
+    with pytest.raises(BusUnavailable, match="no ack of a message"):
+        await line.append(events(100, 9))
+    assert (line.written, line.confirmed, line.overtaking) == (9, 3, 5)
+    assert await stored(js) == [0, 1, 2, 4, 5, 6, 7, 8]
+    line.close()
+
+
 async def test_without_jetstream(start_nats: Any, open_nats: Any) -> None:
     denied = '{ user: u, password: p, permissions: { publish: { deny: "$JS.>" } } }'
     plain = await start_nats(f"authorization {{ users = [ {denied} ] }}")
@@ -468,3 +485,15 @@ async def test_a_stream_that_keeps_nothing_is_warned_of(
     other = await open_nats(server.url)
     await other.ensure_stream(SPEC)
     assert not caplog.records
+
+
+async def test_an_inbox_that_is_not_to_be_had_breaks_the_pipeline_off(start_nats: Any, open_nats: Any) -> None:
+    rights = 'permissions: { subscribe: { deny: ["own.>"] } }'
+    config = f"authorization {{ users = [ {{ user: u, password: p, {rights} }} ] }}"
+    server = await start_nats(config)
+    bus = await open_nats(server.url.replace("//", "//u:p@"), inbox_prefix="own")
+    await bus.ensure_stream(SPEC)
+    pipeline = bus.appender(SPEC, lambda: None)
+    with pytest.raises(BusUnavailable, match="does not let us listen"):
+        await pipeline.append([Message("fs.events.A", b"x")])
+    assert (pipeline.written, pipeline.confirmed) == (0, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,41 @@ async def test_servers_of_the_cluster_are_learnt(start_nats: Any, open_nats: Any
     await eventually(lambda: one.url in [server.address for server in bus._keeper.link.discovered()])
     await two.stop()
     await eventually(lambda: bus.connected and bus._keeper.link.server.address == one.url)
+
+
+async def test_a_server_in_lame_duck_mode_is_left_with_nothing_in_doubt(
+    start_nats: Any, open_nats: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it ends before it closes connections: whoever waits for that loses what is on its way."""
+    monkeypatch.setattr(keeper, "LEAVE_WITHIN", 0.1)
+    port = _free_port()
+    one = await start_nats(f"jetstream: false\ncluster {{ name: c, listen: 127.0.0.1:{port} }}")
+    routes = f"listen: 127.0.0.1:-1, routes: [ nats://127.0.0.1:{port} ]"
+    two = await start_nats(f"jetstream: false\ncluster {{ name: c, {routes} }}")
+    listener = await open_nats(one.url)
+    heard: list[int] = []
+    await listener.subscribe("numbers", lambda received: heard.append(int(received.payload)))
+    bus = await open_nats(two.url)
+    await eventually(lambda: one.url in [server.address for server in bus._keeper.link.discovered()])
+    doubts: list[int] = []
+    published: list[int] = []
+    bus.on_broken = lambda: doubts.append(published[-1] - bus.confirmed)
+    os.kill(two.pid, signal.SIGUSR2)
+    number = 0
+    while number < 10_000 and (not doubts or number % 1_000):
+        try:
+            published.append(await bus.publish_many([Message("numbers", b"%d" % number)]))
+            number += 1
+        except BusUnavailable:
+            pass
+        await asyncio.sleep(0)
+    await eventually(lambda: doubts)
+    await eventually(lambda: bus.connected and bus._keeper.link.server.address == one.url)
+    await bus.publish_many([Message("numbers", b"%d" % number)])
+    await eventually(lambda: heard and heard[-1] == number)
+    assert doubts == [0]
+    assert heard == list(range(number + 1))
+    assert two.pid, "it was left, it did not close"
 
 
 async def test_faults_of_callbacks_do_not_end_the_trying(start_nats: Any, open_nats: Any, eventually: Any) -> None:

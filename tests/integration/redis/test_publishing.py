@@ -296,6 +296,44 @@ async def test_without_the_right_to_a_set_batches_go_one_by_one(
     await client.execute_command("ACL", "DELUSER", user)
 
 
+@pytest.mark.parametrize("verb", ["srem", "watch"])
+async def test_without_the_right_to_a_command_of_the_chain_batches_go_one_by_one(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, verb: str
+) -> None:
+    user = queue.replace(".", "")
+    await client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", f"-{verb}", "allchannels")
+    bus: RedisBus = await open_redis(valkey_server.url.replace("redis://", f"redis://{user}:pw@"))
+    stream = StreamSpec("X", f"{queue}.s")
+    line = bus.appender(stream, lambda: None)
+    for _ in range(5):
+        await line.append(batch(queue, 3))
+    await line.until(0)
+    assert await client.xlen(stream.key) == 15
+    await client.execute_command("ACL", "DELUSER", user)
+
+
+async def test_without_the_right_to_a_transaction_nothing_is_appended_again_and_again(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str
+) -> None:
+    """Behind a refused ``MULTI`` each ``XADD`` would run by itself, and the batch count as not taken."""
+    user = queue.replace(".", "")
+    await client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", "allchannels")
+    bus: RedisBus = await open_redis(valkey_server.url.replace("redis://", f"redis://{user}:pw@"))
+    stream = StreamSpec("X", f"{queue}.s")
+    line = bus.appender(stream, lambda: None)
+    await line.append(batch(queue, 3))
+    await line.until(0)
+    await client.execute_command("ACL", "SETUSER", user, "-multi")
+    for _ in range(5):
+        with pytest.raises(BusUnavailable, match="multi"):
+            await bus.appender(stream, lambda: None).append(batch(queue, 3))
+    assert await client.xlen(stream.key) == 3
+    await client.execute_command("ACL", "SETUSER", user, "+multi")
+    await append_all(bus, stream, batch(queue, 3))
+    assert await client.xlen(stream.key) == 6
+    await client.execute_command("ACL", "DELUSER", user)
+
+
 async def test_the_set_of_numbers_is_filled_again(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str,
     monkeypatch: pytest.MonkeyPatch,

@@ -56,6 +56,22 @@ async def test_everything_comes_back_with_the_server(
     assert {received.payload for received in heard} == {b"here"}
 
 
+async def test_connections_that_are_killed_are_told_with_the_reason(
+    open_redis: Open, start_valkey: Any, eventually: Eventually
+) -> None:
+    """Whichever of them ends first: one line in the log, that says why."""
+    server = await start_valkey()
+    bus: RedisBus = await open_redis(server.url)
+    async with redis.asyncio.Redis(port=server.port) as admin:
+        for _ in range(4):
+            await eventually(lambda: bus._ready())
+            states: list[BusState] = []
+            bus.on_state = states.append
+            await admin.client_kill_filter(_type="normal", skipme=True)
+            await eventually(lambda states=states: any(one.connected for one in states))
+            assert all("connecting" not in one.reason for one in states), states
+
+
 async def test_a_bus_that_starts_before_its_server(
     open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually
 ) -> None:
@@ -166,6 +182,34 @@ async def test_a_user_with_few_rights_can_do_the_work(
     with pytest.raises(BusRefused, match=r"forbidden\.queue"):
         await bus.consume("forbidden.queue", lambda delivery: None)
     await bus.close()
+    await client.execute_command("ACL", "DELUSER", user)
+
+
+async def test_a_right_to_listen_that_was_taken_away_is_used_again_when_it_is_back(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Redis breaks the connection off, and refuses on the next: nothing was heard until that one broke too."""
+    monkeypatch.setattr("bridge.bus.redis.topics._REFUSED_AGAIN", 0.1)
+    user = queue.replace(".", "")
+    await client.execute_command("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", "allchannels")
+    bus: RedisBus = await open_redis(valkey_server.url.replace("redis://", f"redis://{user}:pw@"), pulse=0.1)
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    heard: list[Received] = []
+    for topic in (f"{queue}.a", f"{queue}.b.*"):
+        await bus.subscribe(topic, heard.append)
+    await client.execute_command("ACL", "SETUSER", user, "resetchannels")
+    await eventually(lambda: len(problems) == 2)
+    await client.execute_command("ACL", "SETUSER", user, "allchannels")
+
+    async def both_are_heard() -> bool:
+        await client.publish(f"{queue}.a", b"1")
+        await client.publish(f"{queue}.b.c", b"2")
+        return {one.payload for one in heard} == {b"1", b"2"}
+
+    await eventually(both_are_heard)
+    assert len(problems) == 2
     await client.execute_command("ACL", "DELUSER", user)
 
 
