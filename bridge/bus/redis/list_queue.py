@@ -230,7 +230,8 @@ class ListQueue(Pull):
                     break
                 self._hand_over(self._left_over.pop(), claimed=self._first_life or self._taking_over)
             return True
-        self._first_life = self._taking_over = False
+        if not self._must_look:  # what is said of our list is true until it was looked at
+            self._first_life = self._taking_over = False
         if isinstance(reply, bytes):
             self._more = _FIRST_TAKE
             self._hand_over(reply, claimed=False)

@@ -28,13 +28,13 @@ _ASIDE = 2.0  # s; before a queue that cannot be read is asked again, where othe
 
 
 class _Place:
-    """An entry that waits to be handed over, and whether it is still ours."""
+    """An entry that waits to be handed over, and whether it is known to be ours."""
 
-    __slots__ = ("delivery", "known", "ours")
+    __slots__ = ("delivery", "ours")
 
-    def __init__(self, delivery: Delivery, sure: bool) -> None:
+    def __init__(self, delivery: Delivery, ours: bool) -> None:
         self.delivery = delivery
-        self.ours = self.known = sure
+        self.ours = ours
 
 
 class Pull(ABC):
@@ -232,18 +232,15 @@ class Pull(ABC):
             if ours and time.monotonic() - asked_at > self._claim_after / 2:
                 self._look(place)  # we stood still again
                 return
-            place.ours, place.known = bool(ours), True
-            while self._line and self._line[0].known:
-                self._leave(self._line.popleft())
+            place.ours = bool(ours)
+            if not ours:
+                self._line.remove(place)
+                self.answers.problem("a request was on its way to us for too long: it is left to whoever has it by now")
+                place.delivery.let_go()
+            while self._line and self._line[0].ours:
+                self.hand_over(self._line.popleft().delivery)
 
         self.confirm(place.delivery, told)
-
-    def _leave(self, place: _Place) -> None:
-        if place.ours:
-            self.hand_over(place.delivery)
-        else:
-            self.answers.problem("a request was on its way to us for too long: it is left to whoever has it by now")
-            place.delivery.let_go()
 
     def hand_over(self, delivery: Delivery) -> None:
         """Hand an entry over that is ours for sure."""

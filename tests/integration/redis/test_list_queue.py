@@ -283,3 +283,18 @@ async def test_a_request_is_answered(
     got: list[bytes] = []
     await bus.request(queue, address.encode(), "", lambda payload, kind: got.append(payload), reply_to=address)
     await eventually(lambda: got == [b"done"])
+
+
+async def test_what_was_taken_over_unseen_comes_claimed_though_something_new_comes_first(
+    open_list: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    """The answer to a take-over was lost: our list holds what another worker may have answered."""
+    bus = await open_list(valkey_server.url, worker="heir")
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    await eventually(lambda: consumer.asleep or consumer._asked_at is not None)
+    await client.lpush(f"{{{queue}}}.processing.heir", b"another's")
+    consumer._must_look = consumer._taking_over = True
+    await client.lpush(queue, b"new")
+    await eventually(lambda: len(taken) == 2)
+    assert {one.payload: one.claimed for one in taken} == {b"new": False, b"another's": True}
