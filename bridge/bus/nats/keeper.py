@@ -27,6 +27,9 @@ BACKOFF_REFUSED = 30.0
 
 # The server says it of each message, in front of the PONG behind them; nats-py makes it lower case.
 _DENIED = re.compile(r'permissions violation for publish to "(.+)"')
+# A server whose configuration changed ends subscriptions that it had granted, and names their numbers.
+_TAKEN_AWAY = re.compile(r'permissions violation for subscription to "([^"]+)".* \(sid "')
+_TELL_AFTER = 0.1  # s; a changed configuration takes several away, one by one
 
 
 class Listener:
@@ -47,6 +50,7 @@ class Listener:
         self.link: NatsLink | None = None
         self.refusal = ""
         self.optional = False
+        """Whether it is not minded that the server denies it from the beginning."""
 
     async def attach(self, link: NatsLink) -> None:
         """Subscribe on this link. Raises ``BusRefused`` (guard), ``BusUnavailable`` and ``ValueError``."""
@@ -72,8 +76,12 @@ class Listener:
         mark = f'subscription to "{self.subject.lower()}"'
         for text in self.link.violations if self.link is not None else ():
             if mark in text:
-                self.refusal = f"the server does not let us listen to {self.subject} ({text})"
+                self.denied(text)
                 raise BusRefused(self.refusal)
+
+    def denied(self, text: str) -> None:
+        """The server says in ``text`` that it does not let us."""
+        self.refusal = f"the server does not let us listen to {self.subject} ({text})"
 
     def detach(self) -> None:
         """Take it back at once."""
@@ -106,6 +114,7 @@ class LinkKeeper:
         self._changed = asyncio.Event()
         self._last_error: BusError | None = None
         self._told: set[str] = set()
+        self._telling: asyncio.TimerHandle | None = None
 
     # --- the caller's side -----------------------------------------------------------------------
 
@@ -260,8 +269,7 @@ class LinkKeeper:
         self.link = link
         self._last_error = None
         self._told.clear()
-        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-        self._tell(BusState(True, "; ".join(reasons)))
+        self._tell_refusals()
         self._changed.set()
         self.on_up(link)
 
@@ -279,13 +287,17 @@ class LinkKeeper:
     async def _retry_refused(self, link: NatsLink) -> None:
         for listener in [listener for listener in self._listeners if listener.refusal]:
             link.violations.clear()
+            listener.detach()
             with contextlib.suppress(BusError, ValueError):
                 await listener.attach(link)
                 await link.confirm()
                 listener.check()
         if link.alive:
-            reasons = [listener.refusal for listener in self._listeners if listener.refusal]
-            self._tell(BusState(True, "; ".join(reasons)))
+            self._tell_refusals()
+
+    def _tell_refusals(self) -> None:
+        reasons = [listener.refusal for listener in self._listeners if listener.refusal]
+        self._tell(BusState(True, "; ".join(reasons)))
 
     def _lost(self, reason: str) -> None:
         if self.link is not None and not self._address.tls:  # certificates are for the names in the URL
@@ -302,12 +314,31 @@ class LinkKeeper:
         self._tell(BusState(False, reason))
 
     def _violated(self, text: str) -> None:
-        """A denied publish is told once a link, and counted; a denied subscription is told by its listener."""
+        """A denied publish is told once a link, and counted; a denied subscription is told by its listener.
+
+        One that was taken away is tried again until it is given back, as those that were denied are.
+        """
         if found := _DENIED.search(text):
             self.on_denied(found[1])
+        elif found := _TAKEN_AWAY.search(text):
+            self._taken_away(found[1], text)
         if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
             self._told.add(text)
             self._tell(BusState(True, text))
+
+    def _taken_away(self, subject: str, text: str) -> None:
+        for listener in self._listeners:
+            if listener.handle is not None and listener.subject.lower() == subject:
+                listener.denied(text)
+                listener.optional = False
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_TELL_AFTER, self._told_what_is_gone)
+
+    def _told_what_is_gone(self) -> None:
+        self._telling = None
+        if self.link is not None:
+            self._changed.set()
+            self._tell_refusals()
 
     def _tell(self, state: BusState) -> None:
         if state != self.state:

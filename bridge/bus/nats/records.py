@@ -253,6 +253,8 @@ class NatsRecords:
     def beat(self, instance: str) -> None:
         """See ``Records``. An ordinary message: whoever asks has listened, or waits until it has listened enough."""
         link = self._keeper.link
+        if self._lives.refusal:  # whom we are not let to hear is not gone
+            self._listening_since = asyncio.get_running_loop().time()
         if link is not None:
             link.wire.add(self._alive + _hex(instance), "", b"1", "", None)
             self._leave_soon()
@@ -270,7 +272,8 @@ class NatsRecords:
         at = self._seen.get(_hex(instance), 0.0)
         # Whoever was not heard of yet, or not since our own outage, has as long as anybody else to be heard.
         recent = loop.time() - max(at, self._listening_since) < self._claim_after
-        loop.call_soon(answer, self._keeper.link is None or (at != _ENDED and recent))
+        deaf = self._keeper.link is None or bool(self._lives.refusal)
+        loop.call_soon(answer, deaf or (at != _ENDED and recent))
 
     def _beaten(self, message: Incoming) -> None:
         instance = message.subject[len(self._alive) :]
