@@ -111,7 +111,10 @@ class ReplyDesk:
         if told is not None:
             self._send_final(exchange, *self._again(exchange, told))
             return
-        log.warning("another worker has taken over the request %s, which was in hand here", exchange.id)
+        log.warning(
+            "another worker has taken over the request %s, which was in hand here, or its queue was deleted",
+            exchange.id,
+        )
         exchange.delivery.let_go()
         self._close(exchange)
 

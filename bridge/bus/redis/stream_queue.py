@@ -5,36 +5,21 @@ This room never decodes a request.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 
 from bridge.bus.base import Delivery
 from bridge.bus.clock import BrokerClock
 from bridge.bus.redis.answers import Answers
-from bridge.bus.redis.entry import reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
+from bridge.bus.redis.stream_scripts import GROUP, IF_OURS, RENEW
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, ReplyError, command
 
-GROUP = b"esl-bridge"
 FIELD = b"data"
-_IF_OURS = reply_if(
-    b"(redis.call('XPENDING', KEYS[1], ARGV[3], ARGV[4], ARGV[4], 1)[1] or {})[2] == ARGV[5]",
-    b"redis.call('XACK', KEYS[1], ARGV[3], ARGV[4]) redis.call('XDEL', KEYS[1], ARGV[4])",
-)
-# Of these entries those that are still the consumer's are renewed, in one step: another may claim any at any time.
-_RENEW = b"""local held = {}
-for i = 4, #ARGV do held[ARGV[i]] = true end
-local mine = {}
-for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[4], ARGV[#ARGV], ARGV[3], ARGV[2])) do
-  if held[entry[1]] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, entry[1], 'JUSTID')
-    mine[#mine + 1] = entry[1]
-  end
-end
-return mine"""
 _BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
 _COUNT = 256  # entries a read when the room is not known
 
@@ -153,7 +138,7 @@ class StreamEntry:
     def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
         """See ``Entry.if_ours``."""
         keys = (self.key, reply)
-        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, GROUP, self.ident, self._queue.worker)
+        return command(b"EVAL", IF_OURS, b"2", *keys, payload, expiry, GROUP, self.ident, self._queue.worker)
 
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """See ``Entry.dead_letter``."""
@@ -244,7 +229,8 @@ class StreamQueue(Pull):
         entries = (next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]) if reply else []
         if self._cursor is None:
             for ident, fields in entries:
-                self._hand_over(ident, fields, claimed=False, count=1)
+                if not self._reset(ident, fields):
+                    self._hand_over(ident, fields, claimed=False, count=1)
             return bool(entries)
         if not entries:
             self._cursor = self.gone = None
@@ -257,6 +243,14 @@ class StreamQueue(Pull):
                 claimed = self._first_life or ident in self._maybe_claimed
                 self._hand_over(ident, fields, claimed=claimed, count=2)
         return True
+
+    def _reset(self, ident: bytes, fields: list[bytes]) -> bool:
+        """Whether it is in hand already: somebody reset the group, or destroyed it.
+
+        A stream that was deleted may give the same id to another entry within the same millisecond.
+        """
+        known = self.in_hand.get(ident)
+        return known is not None and known.payload in fields
 
     def _hand_over(self, ident: bytes, fields: list[bytes] | None, *, claimed: bool, count: int) -> None:
         if fields is None:  # deleted, but still in the list of what is pending
@@ -301,8 +295,13 @@ class StreamQueue(Pull):
             if error is None and isinstance(replies[0], ReplyError):
                 self._scripts = replies[0].code not in ("ERR", "NOPERM")
                 two_steps()
+            elif error is None and isinstance(replies[0], list):
+                mine, gone = replies[0]
+                for entry in [self.in_hand[ident] for ident in gone if ident in self.in_hand]:
+                    entry.perhaps_lost_at = math.inf
+                told(set(mine))
             else:
-                told(set(replies[0]) if error is None and isinstance(replies[0], list) else None)
+                told(None)
 
         def two_steps() -> None:  # who claims one in between loses it to us
             asking = command(b"XPENDING", self.key, GROUP, idents[0], idents[-1], most, self.worker)
@@ -320,7 +319,7 @@ class StreamQueue(Pull):
             told(set(mine))
 
         if self._scripts:
-            renewal = command(b"EVAL", _RENEW, b"1", self.key, GROUP, self.worker, most, *idents)
+            renewal = command(b"EVAL", RENEW, b"1", self.key, GROUP, self.worker, most, *idents)
             self.answers.submit(Operation(renewal, 1, renewed, key=self.key))
         else:
             two_steps()
@@ -331,6 +330,9 @@ class StreamQueue(Pull):
         ident, lost_at = delivery.ident, self.perhaps_lost_at()
 
         def renewed(mine: set[bytes] | None) -> None:
+            if delivery.perhaps_lost_at == math.inf:  # deleted while it was ours
+                told(True)
+                return
             if mine is not None:
                 delivery.perhaps_lost_at = lost_at
             told(None if mine is None else ident in mine)

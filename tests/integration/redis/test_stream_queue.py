@@ -428,6 +428,79 @@ async def test_a_stream_that_is_deleted_comes_back(
     await eventually(lambda: len(taken) == 2)
 
 
+@pytest.mark.parametrize("how", ["DESTROY", "SETID"])
+async def test_a_group_that_is_reset_hands_nothing_over_twice(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    how: str,
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    for number in range(3):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) == 3)
+    if how == "DESTROY":
+        await client.xgroup_destroy(queue, "esl-bridge")
+    else:
+        await client.xgroup_setid(queue, "esl-bridge", "0")
+    await client.xadd(queue, {"data": b"3"})
+    await eventually(lambda: b"3" in [delivery.payload for delivery in taken])
+    assert [delivery.payload for delivery in taken] == [b"0", b"1", b"2", b"3"]
+    for delivery in taken:
+        delivery.finish(f"esl.reply.{queue}", delivery.payload, "")
+    await eventually(lambda: client.llen(f"esl.reply.{queue}"), lambda length: length == 4)
+    assert await client.xlen(queue) == 0
+    await client.delete(f"esl.reply.{queue}")
+
+
+@pytest.mark.parametrize("what", ["consumer", "entries"])
+async def test_what_an_operator_deletes_while_it_is_in_hand_is_answered_here(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    what: str,
+) -> None:
+    bus = await open_redis(valkey_server.url, worker="one", claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    for number in range(4):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) == 4)
+    await client.xclaim(queue, "esl-bridge", "heir", 0, [taken[3].entry_id])
+    if what == "consumer":
+        await client.xgroup_delconsumer(queue, "esl-bridge", "one")
+        # Before the next renewal puts them back: a refusal goes out all the same.
+        taken[2].perhaps_lost_at = 0.0
+        taken[2].finish(f"esl.reply.{queue}", b"2", "", refusal=True)
+    else:
+        await client.xtrim(queue, maxlen=0, approximate=False)
+    consumer.upkeep()
+    told: dict[bytes, list[bool | None]] = {}
+    for times in (3, 6):
+        for delivery in (taken[0], taken[1], taken[3]):
+            delivery.still_ours(told.setdefault(delivery.payload, []).append)
+        await eventually(lambda: sum(map(len, told.values())), lambda answers: answers == times)  # noqa: B023
+    assert told == {b"0": [True] * 2, b"1": [True] * 2, b"3": [False] * 2}
+    if what == "consumer":  # and when we die now, another worker finds them
+        pending = await client.xpending_range(queue, "esl-bridge", "-", "+", 10, "one")
+        assert [entry["message_id"].decode() for entry in pending] == [taken[0].entry_id, taken[1].entry_id]
+    else:
+        taken[2].finish(f"esl.reply.{queue}", b"2", "", refusal=True)
+    taken[0].finish(f"esl.reply.{queue}", b"0", "", refusal=True)
+    taken[1].finish(f"esl.reply.{queue}", b"1", "")
+    await eventually(
+        lambda: client.lrange(f"esl.reply.{queue}", 0, -1), lambda found: sorted(found) == [b"0", b"1", b"2"]
+    )
+    assert await client.xlen(queue) == (1 if what == "consumer" else 0)
+    await client.delete(f"esl.reply.{queue}")
+
+
 async def test_a_queue_of_another_kind_is_refused_by_name(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str
 ) -> None:
