@@ -8,11 +8,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
+import redis.asyncio
 
 from bridge.bus.base import Received
 from bridge.bus.embedded import EmbeddedBroker
@@ -237,3 +239,44 @@ async def test_a_broker_that_forgets_acknowledgements_runs_nothing_again_in_the_
     ran = {line: count for line, count in switch.executed.items() if line.startswith(("eval", "msleep"))}
     assert ran == {"eval named": 1, "eval nameless": 1, "msleep 1500": 1}
     await client.close()
+
+
+async def test_a_ledger_that_refuses_holds_nothing_up_for_longer_than_its_budget(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bucket is full (NATS), or somebody else's values lie in it (Redis)."""
+    switch = await house.switch()
+    nats_bus = house.broker.kind == "nats"
+    queue = "esl.queue.fs1" if nats_bus else "esl.cmd.fs1"
+    worker = await house.worker(switch, commands={"durable": True} if nats_bus else {})
+    client = await house.client()
+    assert (await client.request({"command": "eval 1"}, timeout=10)).status == "ok"
+    async with AsyncExitStack() as stack:
+        if nats_bus:
+            broker = await nats.connect(house.broker.url)
+            stack.push_async_callback(broker.close)
+            stream = await broker.jetstream().stream_info("KV_esl-bridge-ledger")
+            stream.config.max_bytes = stream.state.bytes
+            await broker.jetstream().update_stream(stream.config)
+        else:
+            other = redis.asyncio.from_url(house.broker.url)
+            stack.push_async_callback(other.aclose)
+            for id in ("first", "second"):
+                await other.lpush("esl.ledger." + blake2b(id.encode(), digest_size=16).hexdigest(), "x")
+        asked = [
+            asyncio.create_task(
+                client.request({"id": id, "command": f"eval {id}", "timeout_ms": 600}, timeout=20, queue=queue)
+            )
+            for id in ("first", "second")
+        ]
+        for reply in await asyncio.gather(*asked):
+            # The second one's budget ends in line.
+            assert (reply.status, reply.executed) in {("timeout", "unknown"), ("expired", "no")}
+        assert not worker.commands.in_flight
+        if nats_bus:
+            stream.config.max_bytes = -1
+            await broker.jetstream().update_stream(stream.config)
+    reply = await client.request({"id": "third", "command": "eval third"}, timeout=20, queue=queue)
+    assert (reply.status, reply.result) == ("ok", "third")
+    assert not {"eval first", "eval second"} & set(switch.executed)
+    assert [text.startswith("requests wait for the ledger") for text in caplog.messages].count(True) == 1
