@@ -19,7 +19,7 @@ import redis.asyncio
 from bridge.bus.base import Received
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.nats.proof import Proof
-from tests.integration.conftest import House
+from tests.integration.conftest import House, until
 
 
 @pytest.fixture
@@ -280,3 +280,25 @@ async def test_a_ledger_that_refuses_holds_nothing_up_for_longer_than_its_budget
     assert (reply.status, reply.result) == ("ok", "third")
     assert not {"eval first", "eval second"} & set(switch.executed)
     assert [text.startswith("requests wait for the ledger") for text in caplog.messages].count(True) == 1
+
+
+async def test_a_ledger_that_is_deleted_keeps_what_runs(nats_house: House, caplog: pytest.LogCaptureFixture) -> None:
+    switch = await nats_house.switch()
+    await nats_house.worker(switch, commands={"durable": True, "background": [], "safe": []})
+    client = await nats_house.client()
+    broker = await nats.connect(nats_house.broker.url)
+    asked = [
+        asyncio.create_task(client.request({"id": queue, "command": f"msleep {time}"}, timeout=20, queue=queue))
+        for queue, time in (("esl.cmd", 400), ("esl.queue", 401))
+    ]
+    await until(lambda: sum(switch.executed.values()) >= 1 and "msleep 400" in switch.executed)
+    await broker.jetstream().delete_stream("KV_esl-bridge-ledger")
+    # Waits until there is one again.
+    reply = await client.request({"id": "next", "command": "eval next"}, timeout=20, queue="esl.queue")
+    assert (reply.status, reply.result) == ("ok", "next")
+    assert {(reply.status, reply.executed) for reply in await asyncio.gather(*asked)} == {("ok", "yes")}
+    again = await client.request({"id": "esl.cmd", "command": "msleep 400"}, timeout=20, queue="esl.cmd")
+    assert (again.status, again.executed, again.replayed) == ("ok", "yes", True)
+    assert max(switch.executed[line] for line in ("msleep 400", "msleep 401", "eval next")) == 1
+    assert caplog.text.count("somebody deleted the bucket esl-bridge-ledger") == 1
+    await broker.close()

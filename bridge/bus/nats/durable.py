@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -30,6 +31,9 @@ API_TIMEOUT: Final = 5.0
 MAX_PENDING: Final = 65_536
 DURABLE: Final = "esl-bridge"
 
+log = logging.getLogger(__name__)
+
+_TELL_AGAIN: Final = 60.0  # s
 _NOT_FOUND, _IN_USE, _NO_CONSUMER = 10059, 10058, 10014
 
 
@@ -68,6 +72,9 @@ class DurableQueues:
         self._consumers: list[DurableConsumer] = []
         self.clock = BrokerClock()
         self._following: asyncio.Task[None] | None = None
+        self._known: set[str] = set()  # streams that were there
+        self._remaking: asyncio.Task[None] | None = None
+        self._problems: dict[str, float] = {}
 
     def covers(self, queue: str) -> bool:
         """Whether this is the name of a durable queue."""
@@ -93,6 +100,8 @@ class DurableQueues:
             strict=bool(node),
             clock=self.clock,
             prepare=partial(self.make_consumer, name, queue, strict=bool(node)),
+            unkept=self._make_again,
+            problem=self.problem,
         )
         self._consumers.append(consumer)
         if self._following is None:
@@ -122,6 +131,7 @@ class DurableQueues:
             await self._make_stream(names.dead_stream, [names.dead], retention="limits", discard="old", max_msgs=10_000)
 
     async def _make_stream(self, name: str, subjects: list[str], **limits: object) -> None:
+        known = name in self._known  # before anybody else of us makes it
         answer = await self.api(f"STREAM.INFO.{name}")
         if answer.get("error", {}).get("err_code") == _NOT_FOUND:
             config = {
@@ -136,7 +146,30 @@ class DurableQueues:
                 **limits,
             }
             answer = await self.api(f"STREAM.CREATE.{name}", config)
+            if known and "error" not in answer:
+                self.problem(f"somebody deleted the stream {name}, with what was in it: it was made again")
         check(answer, f"stream {name}", (_IN_USE,))
+        self._known.add(name)
+
+    def _make_again(self) -> None:
+        """Dead letters find no stream."""
+        if self._remaking is None or self._remaking.done():
+            self._remaking = asyncio.create_task(self._remake(), name="dead letters' stream")
+
+    async def _remake(self) -> None:
+        try:
+            await self.make()
+        except BusError as error:
+            self.problem(str(error))
+
+    def problem(self, text: str) -> None:
+        """Tell people something, the same only now and then."""
+        now = time.monotonic()
+        if now - self._problems.get(text, -_TELL_AGAIN) >= _TELL_AGAIN:
+            if len(self._problems) > 100:
+                self._problems.clear()
+            self._problems[text] = now
+            log.warning("%s", text)
 
     async def make_consumer(self, name: str, queue: str, *, strict: bool) -> tuple[float, int]:
         """Have a consumer on the queue; returns its own ``ack_wait`` in s, and the place of the stream's last entry.
@@ -206,8 +239,9 @@ class DurableQueues:
 
     def close(self) -> None:
         """End all work: what is in hand will be claimed by others."""
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._remaking):
+            if task is not None:
+                task.cancel()
         for consumer in self._consumers:
             consumer.close()
 

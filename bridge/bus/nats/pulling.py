@@ -28,6 +28,8 @@ PATIENCE: Final = 3.0
 """Seconds after which a pull that the server should have ended is taken for lost (a new leader knows nothing of it)."""
 PAUSE: Final = 0.25
 """Seconds before the stream or the consumer is looked for again."""
+PATIENT_ATTEMPTS: Final = 5
+"""How often that may fail before it is told."""
 MAX_BATCH: Final = 256
 PROOF: Final = "w"
 """First letter of the last word of the subjects on which the server tells that nobody listens for a reply."""
@@ -37,7 +39,8 @@ class DurableConsumer:
     """One durable queue being consumed. See ``Consumer``.
 
     ``prepare`` has the consumer at the server and returns its ``ack_wait`` (s) and the place of the last entry that the
-    stream has; ``next_subject`` asks it for entries. A ``strict`` one takes one entry at a time.
+    stream has; ``next_subject`` asks it for entries. A ``strict`` one takes one entry at a time. ``unkept`` is called
+    when a dead letter finds no stream, ``problem`` with what people should know.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class DurableConsumer:
         strict: bool,
         clock: BrokerClock,
         prepare: Callable[[], Awaitable[tuple[float, int]]],
+        unkept: Callable[[], None],
+        problem: Callable[[str], None],
     ) -> None:
         self.queue = queue
         self.out = out
@@ -68,7 +73,8 @@ class DurableConsumer:
         self._listener = Listener(self._inbox + "*", "", self._arrived)
         self._next = next_subject
         self._in_hand: dict[str, DurableEntry] = {}
-        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go)
+        self._problem = problem
+        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go, unkept=unkept, problem=problem)
         self._ready = False
         self._preparing: asyncio.Task[None] | None = None
         self._round = 0
@@ -109,11 +115,16 @@ class DurableConsumer:
             self._preparing = asyncio.create_task(self._prepare_until_done(), name=f"prepare {self.queue}")
 
     async def _prepare_until_done(self) -> None:
+        attempts = 0
         try:
             while not self._stopping and self._keeper.link is not None:
                 try:
                     await self._prepare()
-                except BusError:
+                except BusError as error:
+                    attempts += 1
+                    # A server that was just started, or lost its leader, needs a moment; a lost link is told elsewhere.
+                    if attempts >= PATIENT_ATTEMPTS and self._keeper.link is not None:
+                        self._problem(f"{self.queue} cannot be served: {error}")
                     await asyncio.sleep(PAUSE * random.uniform(1, 2))
                 else:
                     return
@@ -240,6 +251,8 @@ class DurableConsumer:
         if message.subject.startswith(self._inbox + PROOF):
             if status == NO_RESPONDERS:
                 self._proof.nobody(message.subject)
+            elif b'"error"' in message.data:
+                self._proof.refused(message.data)
             return
         if status == "100" or message.subject != f"{self._inbox}{self._round:x}":
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming, parse_headers
 from bridge.bus.records import Record, Swapped
 from bridge.errors import BusError, BusRefused, BusUnavailable
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0
 """Seconds after which a server that said nothing is taken to be away."""
@@ -245,8 +248,11 @@ class NatsRecords:
             self._healing = asyncio.create_task(self._make(), name="ledger bucket")
 
     async def _make(self) -> None:
+        born = self._bucket.born
         with contextlib.suppress(BusError):
             await self._bucket.make()
+        if born and self._bucket.born != born:
+            log.warning("somebody deleted the bucket %s: outcomes of before are forgotten", self._bucket.name)
 
     # --- lives --------------------------------------------------------------------------------------
 
