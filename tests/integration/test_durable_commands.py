@@ -302,3 +302,70 @@ async def test_a_ledger_that_is_deleted_keeps_what_runs(nats_house: House, caplo
     assert max(switch.executed[line] for line in ("msleep 400", "msleep 401", "eval next")) == 1
     assert caplog.text.count("somebody deleted the bucket esl-bridge-ledger") == 1
     await broker.close()
+
+
+@pytest.mark.parametrize("how", ["restart", "restart, safe", "reload"])
+async def test_a_broker_that_takes_less_than_before_is_answered_what_it_takes(nats_house: House, how: str) -> None:
+    switch = await nats_house.switch()
+    go_on = asyncio.Event()
+
+    async def wait(_argument: str) -> str:
+        await go_on.wait()
+        return "x" * 300_000
+
+    switch.api.commands["wait"] = wait
+    safe = ["wait"] if "safe" in how else []  # safe ones ask no ledger, which has to wait for the broker too
+    worker = await nats_house.worker(switch, commands={"durable": True, "safe": safe}, esl={"esl_cmd_timeout": 20_000})
+    broker, ledger = nats_house.broker, worker.commands._ledger
+    async with await nats.connect(broker.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1) as client:
+        inbox = client.new_inbox()
+        replies = await client.subscribe(inbox)
+
+        async def put(id: str, command: str, queue: str) -> None:
+            body = json.dumps({"id": id, "command": command, "reply_to": inbox}).encode()
+            await client.jetstream().publish(queue, body)
+
+        await put("1", "wait 1", "esl.queue")
+        await put("2", "wait 2", "esl.queue.fs1")
+        await until(lambda: "wait 1" in switch.executed and worker.commands.in_flight == 2)
+        lower = "max_payload: 100KB"
+        if how == "reload":
+            broker.reload(lower)
+            await until(lambda: "Reloaded server configuration" in "".join(broker._output))
+            go_on.set()
+        else:
+            broker._config = lower
+            await broker.kill()
+            await until(lambda: not worker.bus.connected)
+            go_on.set()
+            if safe:
+                await until(lambda: worker.commands.in_flight == 0)
+            else:
+                await until(lambda: len(ledger) == 2 and all(one.ending for one in ledger._running.values()))
+            await broker.start()
+        said: dict[str, Any] = {}
+        while len(said) < 2:
+            one = json.loads((await replies.next_msg(timeout=20)).data)
+            said[one["id"]] = one["status"], one["executed"]
+        assert said == {"1": ("too_large", "yes"), "2": ("too_large", "yes")}
+        await put("3", "eval 3", "esl.queue")
+        assert json.loads((await replies.next_msg(timeout=20)).data)["result"] == "3"
+        assert safe or max(switch.executed[line] for line in ("wait 1", "wait 2")) == 1
+
+
+async def test_a_caller_hears_that_its_reply_does_not_fit_any_more(nats_house: House) -> None:
+    switch = await nats_house.switch()
+    worker = await nats_house.worker(switch)
+    switch.api.commands["big"] = lambda argument: "x" * 300_000
+    client = await nats_house.client()
+    assert (await client.request({"command": "big 1"}, timeout=20)).status == "ok"
+    # As where the broker came back with less while the ledger was asked: the bus knows, the reply does not.
+    keep = worker.commands._ledger.keep
+
+    def lowered(key: str, reply: Any, stored: Any) -> None:
+        worker.bus._keeper.link.wire.limit = worker.bus._max_payload = 100_000
+        keep(key, reply, stored)
+
+    worker.commands._desk.ledger.keep = lowered
+    reply = await client.request({"command": "big 2"}, timeout=20)
+    assert (reply.status, reply.executed, reply.result) == ("too_large", "yes", None)

@@ -15,7 +15,7 @@ import msgspec
 
 from bridge.bus.nats.entry import DurableEntry, InHand
 from bridge.bus.nats.keeper import LinkKeeper
-from bridge.errors import BusUnavailable
+from bridge.errors import BusUnavailable, MessageTooLarge
 
 RETRY_AFTER: Final = 0.25
 """Seconds after which a reply that nobody listened for is written again."""
@@ -185,7 +185,12 @@ class Proof:
             self._retry = None
         waiting, self._waiting = self._waiting, []
         for reply in waiting:
-            self._leave(reply)
+            try:
+                self._leave(reply)
+            except MessageTooLarge:
+                # This server takes less than the one that it was written for: whoever gets the entry says so.
+                self._out.send(reply.entry.ack, b"-NAK", "")
+                self._gone(reply.entry)
 
     def _acknowledge(self, reply: _Reply) -> None:
         self._out.send(reply.entry.ack, reply.verb, "")
