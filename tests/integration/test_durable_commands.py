@@ -369,3 +369,26 @@ async def test_a_caller_hears_that_its_reply_does_not_fit_any_more(nats_house: H
     worker.commands._desk.ledger.keep = lowered
     reply = await client.request({"command": "big 2"}, timeout=20)
     assert (reply.status, reply.executed, reply.result) == ("too_large", "yes", None)
+
+
+async def test_outcomes_are_kept_as_long_as_they_have_to_be_whatever_the_bucket_says_by_now(nats_house: House) -> None:
+    await nats_house.worker(await nats_house.switch(), commands={"claim_after": 1.0})
+    async with await nats.connect(nats_house.broker.url) as client:
+        streams = client.jetstream()
+
+        async def lasting() -> float:
+            return float((await streams.stream_info("KV_esl-bridge-ledger")).config.max_age or 0)
+
+        config = (await streams.stream_info("KV_esl-bridge-ledger")).config
+        wanted = await lasting()
+        config.max_age = config.duplicate_window = 1
+        await streams.update_stream(config)
+        assert await lasting() == 1
+        async with asyncio.timeout(20):
+            while await lasting() != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        config.max_age = 2 * wanted  # longer is as good
+        await streams.update_stream(config)
+        client_of_ours = await nats_house.client()
+        assert (await client_of_ours.request({"command": "eval 1"}, timeout=10)).status == "ok"
+        assert await lasting() == 2 * wanted

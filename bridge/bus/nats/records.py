@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import logging
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -62,20 +63,23 @@ class NatsRecords:
         self._healing: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._claim_after = 30.0
+        self._lasting = 0.0
+        self._look_at = math.inf
         self._seen: dict[str, float] = {}
         self._listening_since = 0.0
 
     async def open(self, lasting: float, claim_after: float) -> None:
         """See ``Records``; a bucket that keeps longer than asked for stays as it is."""
         self._claim_after = claim_after
-        self._bucket.ttl = max(lasting, self._bucket.ttl if self._bucket.ready else 0.0)
-        self._bucket.ready = False
+        self._lasting = max(lasting, self._lasting)
+        self._bucket.ttl, self._bucket.ready = self._lasting, False
         await self._bucket.make()
         if not self._opened:
             self._opened = True
             await self._keeper.add(self._listener)
             await self._keeper.add(self._lives)
             self._listening_since = asyncio.get_running_loop().time()
+        self._look_at = asyncio.get_running_loop().time() + claim_after
 
     async def probe(self) -> None:
         """See ``Records``."""
@@ -242,9 +246,9 @@ class NatsRecords:
             took(None, reason)
 
     def _heal(self) -> None:
-        """Somebody deleted the bucket: make it again."""
+        """Somebody deleted the bucket, or made its entries shorter-lived than markers have to be: have it as it was."""
         if self._healing is None or self._healing.done():
-            self._bucket.ready = False
+            self._bucket.ttl, self._bucket.ready = self._lasting, False
             self._healing = asyncio.create_task(self._make(), name="ledger bucket")
 
     async def _make(self) -> None:
@@ -258,10 +262,13 @@ class NatsRecords:
 
     def beat(self, instance: str) -> None:
         """See ``Records``. An ordinary message: whoever asks has listened, or waits until it has listened enough."""
-        link = self._keeper.link
+        link, now = self._keeper.link, asyncio.get_running_loop().time()
         if self._lives.refusal:  # whom we are not let to hear is not gone
-            self._listening_since = asyncio.get_running_loop().time()
+            self._listening_since = now
         if link is not None:
+            if now >= self._look_at:
+                self._look_at = now + self._claim_after
+                self._heal()
             link.wire.add(self._alive + _hex(instance), "", b"1", "", None)
             self._leave_soon()
 

@@ -402,6 +402,19 @@ async def test_a_reply_that_cannot_be_written_becomes_a_dead_letter(
     assert await client.xlen(queue) == 0
 
 
+async def test_a_dead_letter_that_cannot_be_written_is_told(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url, dead=f"{queue}.dead")
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    await client.set(f"{queue}.dead", "not a stream", ex=60)
+    await bus.consume(queue, lambda delivery: delivery.reject("no reply address"))
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: problems)
+    assert problems[0].startswith("a dead letter was refused: WRONGTYPE")
+
+
 async def test_an_entry_without_data_is_a_dead_letter(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:
