@@ -86,8 +86,7 @@ class DurableQueues:
         """See ``Bus.consume``. Raises ``BusRefused`` where there is no JetStream for us."""
         if self._keeper.link is not None:
             await self.make()
-        node = queue[len(self.names.queue) + 1 :]
-        name = f"{DURABLE}-{node}" if node else DURABLE
+        name, strict = self._name(queue), queue != self.names.queue
         consumer = DurableConsumer(
             queue,
             handler,
@@ -97,17 +96,24 @@ class DurableQueues:
             next_subject=f"{API}CONSUMER.MSG.NEXT.{self.names.stream}.{name}",
             dead_letters=self.names.dead,
             inbox_prefix=self._inbox_prefix,
-            strict=bool(node),
+            strict=strict,
             clock=self.clock,
-            prepare=partial(self.make_consumer, name, queue, strict=bool(node)),
+            prepare=partial(self.make_consumer, name, queue, strict=strict),
             unkept=self._make_again,
             problem=self.problem,
         )
+        for drained in [one for one in self._consumers if one.over]:
+            drained.close()
+            self._consumers.remove(drained)
         self._consumers.append(consumer)
         if self._following is None:
-            self._following = asyncio.create_task(self._follow_clock(), name="broker's clock")
+            self._following = asyncio.create_task(self._follow(), name="broker's clock")
         await consumer.start()
         return consumer
+
+    def _name(self, queue: str) -> str:
+        node = queue[len(self.names.queue) + 1 :]
+        return f"{DURABLE}-{node}" if node else DURABLE
 
     async def put(
         self, queue: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None
@@ -193,9 +199,19 @@ class DurableQueues:
             }
             asked = {"stream_name": stream, "config": config}
             answer = await self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", asked)
-        check(answer, f"consumer {name} of stream {stream}")
-        ack_wait = float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
-        return ack_wait, int((await self._stream_info())["state"]["last_seq"])
+        return self._ack_wait_of(name, answer, strict), int((await self._stream_info())["state"]["last_seq"])
+
+    def _ack_wait_of(self, name: str, answer: Mapping[str, Any], strict: bool) -> float:
+        """How long the consumer waits (s); what somebody made of it that breaks a promise is told."""
+        what = f"consumer {name} of stream {self.names.stream}"
+        check(answer, what)
+        config = answer["config"]
+        most, pending = config.get("max_deliver") or -1, config.get("max_ack_pending") or -1
+        if most > 0:
+            self.problem(f"{what}: max_deliver is {most}: a request whose workers die so often is never answered")
+        if strict and pending != 1:
+            self.problem(f"{what}: max_ack_pending is {pending}, not 1: order is not kept when the node changes hands")
+        return float(config.get("ack_wait") or self._claim_after * 1e9) / 1e9
 
     async def _stream_info(self) -> dict[str, Any]:
         """The queue's stream as it is now; the answer bears the server's time (NATS 2.10)."""
@@ -206,11 +222,17 @@ class DurableQueues:
             self.clock.noted(asked_at, datetime.fromisoformat(answer["ts"]).timestamp())
         return answer
 
-    async def _follow_clock(self) -> None:
+    async def _follow(self) -> None:
+        """The server's clock, and what somebody does to the consumers."""
         while True:
             await asyncio.sleep(ASK_EVERY)
             with contextlib.suppress(BusError):
                 await self._stream_info()
+            for consumer in [one for one in self._consumers if not one.stopping]:
+                name = self._name(consumer.queue)
+                with contextlib.suppress(BusError):
+                    answer = await self.api(f"CONSUMER.INFO.{self.names.stream}.{name}")
+                    consumer.waits(self._ack_wait_of(name, answer, consumer.strict))
 
     async def api(self, verb: str, asked: object = None) -> dict[str, Any]:
         """Ask JetStream. Raises ``BusUnavailable``, and ``BusRefused`` where there is none."""

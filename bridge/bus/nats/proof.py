@@ -90,6 +90,11 @@ class Proof:
         self.proving: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything is certain."""
+        return not (self._written or self._waiting or self._doubtful)
+
     def write(
         self,
         entry: DurableEntry,

@@ -65,7 +65,7 @@ class DurableConsumer:
         self.dead_letters = dead_letters
         self._keeper = keeper
         self._make = prepare
-        self._strict = strict
+        self.strict = strict
         self._clock = clock
         self._handler = handler
         self._room = room
@@ -86,7 +86,7 @@ class DurableConsumer:
         self._ack_wait = 30.0
         # A server that was killed may have forgotten deliveries of entries up to here.
         self._since = 0
-        self._stopping = False
+        self.stopping = False
         self._quiet = asyncio.Event()
 
     # --- life ---------------------------------------------------------------------------------------
@@ -111,13 +111,13 @@ class DurableConsumer:
         if self._keeper.link is None:
             return
         self._proof.up()
-        if not self._ready and not self._stopping and self._preparing is None:
+        if not self._ready and not self.stopping and self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare_until_done(), name=f"prepare {self.queue}")
 
     async def _prepare_until_done(self) -> None:
         attempts = 0
         try:
-            while not self._stopping and self._keeper.link is not None:
+            while not self.stopping and self._keeper.link is not None:
                 try:
                     await self._prepare()
                 except BusError as error:
@@ -144,7 +144,7 @@ class DurableConsumer:
 
     async def drain(self, grace: float) -> None:
         """Ask for no more; what the last pull still brings is handed over. See ``Consumer``."""
-        self._stopping = True
+        self.stopping = True
         if self._open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
@@ -153,13 +153,18 @@ class DurableConsumer:
         self._listener.detach()
 
     @property
+    def over(self) -> bool:
+        """Whether it was drained, and all that it took is answered for certain."""
+        return self.stopping and not self._in_hand and self._proof.idle
+
+    @property
     def proving(self) -> asyncio.Task[None] | None:
         """Done when the replies that were written are certain."""
         return self._proof.proving
 
     def close(self) -> None:
         """End all work."""
-        self._stopping = True
+        self.stopping = True
         self._over()
         if self._renewal is not None:
             self._renewal.cancel()
@@ -171,13 +176,13 @@ class DurableConsumer:
 
     def _ask(self) -> None:
         link = self._keeper.link
-        if self._stopping or not self._ready or self._open or link is None:
+        if self.stopping or not self._ready or self._open or link is None:
             return
         room = MAX_BATCH if self._room is None else self._room()
         if room <= 0:
             return
         self._round += 1
-        self._open = 1 if self._strict else min(room, MAX_BATCH)
+        self._open = 1 if self.strict else min(room, MAX_BATCH)
         self._quiet.clear()
         self._asked_at = self._asked_at or time.monotonic()
         asked = b'{"batch":%d,"expires":%d}' % (self._open, EXPIRES * 1e9)
@@ -281,6 +286,14 @@ class DurableConsumer:
     def let_go(self, entry: DurableEntry) -> None:
         """It is over for good, or another worker's."""
         self._in_hand.pop(entry.entry_id, None)
+
+    def waits(self, ack_wait: float) -> None:
+        """How long the server waits for signs of work, by now."""
+        if ack_wait != self._ack_wait and not self.stopping:
+            self._ack_wait = ack_wait
+            if self._renewal is not None:
+                self._renewal.cancel()
+            self._renew()
 
     def _renew_later(self) -> None:
         wait = self._ack_wait / 3 * random.uniform(0.8, 1.0)

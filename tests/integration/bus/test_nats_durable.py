@@ -485,3 +485,54 @@ async def test_dead_letters_that_their_stream_refuses_are_told(
     await eventually(lambda: "a dead letter was refused, and is lost: maximum messages exceeded" in caplog.text)
     assert caplog.text.count("a dead letter was refused") == 1
     await client.close()
+
+
+async def test_what_somebody_makes_of_a_consumer_is_told_and_followed(
+    server: EmbeddedBroker,
+    open_nats: Any,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.bus.nats.durable.ASK_EVERY", 0.1)
+    slow = await Taker(await open_nats(server.url), "slow").start()
+    await slow.start(f"{QUEUE}.fs1")
+    slow.hold = True
+    client = await nats.connect(server.url)
+    streams = client.jetstream()
+    for name, changed in (
+        ("esl-bridge", {"ack_wait": 1.0, "max_deliver": 3}),
+        ("esl-bridge-fs1", {"max_ack_pending": 9}),
+    ):
+        config = (await streams.consumer_info("ESL_QUEUE", name)).config
+        await streams.add_consumer("ESL_QUEUE", config.evolve(**changed))
+    await eventually(lambda: "max_deliver is 3: a request whose workers die so often is never answered" in caplog.text)
+    await eventually(lambda: "max_ack_pending is 9, not 1" in caplog.text)
+    assert len(caplog.messages) == 2
+    # What is in hand is renewed in time for the new limit: nobody else gets it.
+    other = await Taker(await open_nats(server.url), "other").start()
+    asker = Asker(await open_nats(server.url))
+    other.room = 0
+    await asker.ask(1)
+    await eventually(lambda: slow.open)
+    other.room = 1_000
+    other.consumer.resume()
+    began = time.monotonic()
+    await eventually(lambda: other.taken or time.monotonic() - began > 2.5)
+    assert not other.taken
+    slow.release()
+    await eventually(lambda: asker.answered == 1)
+    await client.close()
+
+
+async def test_queues_that_were_drained_are_forgotten(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually
+) -> None:
+    bus = await open_nats(server.url)
+    asker = Asker(await open_nats(server.url))
+    for number in range(4):
+        taker = await Taker(bus, "a").start(f"{QUEUE}.fs1")
+        await asker.ask(number, f"{QUEUE}.fs1")
+        await eventually(lambda number=number: asker.answered == number + 1)
+        await taker.consumer.drain(2)
+    assert len(bus._durable._consumers) <= 2
