@@ -344,6 +344,9 @@ class ListQueue(Pull):
 
         self.answers.submit(Operation(moving, room, moved, key=self.key))
 
+    def uprooted(self) -> None:
+        """See ``Pull.uprooted``: what is in hand lies in a list of its own."""
+
     def give_back(self) -> None:
         """What the server moved and we never saw goes back to where it came from."""
         looking = command(b"LRANGE", self.processing, b"0", b"-1")

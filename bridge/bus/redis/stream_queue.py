@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from bridge.bus.base import Delivery
 from bridge.bus.clock import BrokerClock
@@ -15,19 +17,13 @@ from bridge.bus.redis.answers import Answers
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
-from bridge.bus.redis.stream_scripts import GROUP, IF_OURS, RENEW
+from bridge.bus.redis.stream_scripts import GROUP, IF_OURS, RENEW, place
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, ReplyError, command
 
 FIELD = b"data"
 _BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
 _COUNT = 256  # entries a read when the room is not known
-
-
-def _place(ident: bytes) -> tuple[int, int]:
-    """Where an entry stands in its stream."""
-    milliseconds, _, number = ident.partition(b"-")
-    return int(milliseconds), int(number)
 
 
 class StreamEntry:
@@ -244,11 +240,20 @@ class StreamQueue(Pull):
                 self._hand_over(ident, fields, claimed=claimed, count=2)
         return True
 
-    def _reset(self, ident: bytes, fields: list[bytes]) -> bool:
-        """Whether it is in hand already: somebody reset the group, or destroyed it.
+    def uprooted(self) -> None:
+        """See ``Pull.uprooted``: what was ours and went along with the stream can be nobody else's ever again."""
 
-        A stream that was deleted may give the same id to another entry within the same millisecond.
-        """
+        def looked(entry: StreamEntry, replies: list[Reply], error: Exception | None) -> None:
+            if error is None and replies[0] == []:
+                entry.perhaps_lost_at = math.inf
+
+        now = time.monotonic()
+        for entry in [entry for entry in self.in_hand.values() if now < entry.perhaps_lost_at]:
+            looking = command(b"XRANGE", self.key, entry.ident, entry.ident)
+            self.answers.submit(Operation(looking, 1, partial(looked, entry), key=self.key))
+
+    def _reset(self, ident: bytes, fields: list[bytes]) -> bool:
+        """Whether it is in hand already, as the group was reset; one of a stream made anew may bear the same id."""
         known = self.in_hand.get(ident)
         return known is not None and known.payload in fields
 
@@ -275,7 +280,13 @@ class StreamQueue(Pull):
     def upkeep(self) -> None:
         """Renew what is in hand; look for what silent workers left."""
         if self.in_hand:
-            self._renew(list(self.in_hand), lambda _mine: None)
+            lost_at = self.perhaps_lost_at()
+
+            def renewed(mine: set[bytes] | None) -> None:
+                for entry in [self.in_hand[ident] for ident in mine or () if ident in self.in_hand]:
+                    entry.perhaps_lost_at = max(lost_at, entry.perhaps_lost_at)
+
+            self._renew(list(self.in_hand), renewed)
         if not self.stopping and self.room_left() > 0:
             idle = b"%d" % int(self._claim_after * 1000)
             silent = command(b"XPENDING", self.key, GROUP, b"IDLE", idle, b"-", b"+", b"%d" % _COUNT)
@@ -287,7 +298,7 @@ class StreamQueue(Pull):
         An entry that another has claimed meanwhile is not taken back.
         """
 
-        idents = sorted(idents, key=_place)
+        idents = sorted(idents, key=place)
         # Between the first and the last may be some that we were given and have not seen.
         most = b"%d" % (len(self.in_hand) + _COUNT)
 

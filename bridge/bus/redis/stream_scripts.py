@@ -1,4 +1,4 @@
-"""What a stream's entries need that no single command does, as scripts: whose an entry is, and what follows from it.
+"""What a stream's entries need that no single command does: where one stands, and, as scripts, whose it is.
 
 This room never asks the server.
 """
@@ -35,3 +35,9 @@ for i = 4, #ARGV do
     and #redis.call('XRANGE', KEYS[1], id, id) > 0 then renew(id, 'FORCE') end
 end
 return {mine, gone}"""
+
+
+def place(ident: bytes) -> tuple[int, int]:
+    """Where an entry stands in its stream."""
+    milliseconds, _, number = ident.partition(b"-")
+    return int(milliseconds), int(number)

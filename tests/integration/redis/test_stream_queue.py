@@ -514,6 +514,43 @@ async def test_what_an_operator_deletes_while_it_is_in_hand_is_answered_here(
     await client.delete(f"esl.reply.{queue}")
 
 
+@pytest.mark.parametrize("how", ["DEL", "FLUSHALL", "XGROUP DESTROY"])
+async def test_what_is_in_hand_when_the_stream_is_deleted_is_answered_here(
+    open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually, how: str
+) -> None:
+    server = await start_valkey()
+    bus = await open_redis(server.url, worker="one", claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        for number in range(3):
+            await client.xadd(queue, {"data": b"%d" % number})
+        await eventually(lambda: len(taken) == 3)
+        taken[2].perhaps_lost_at = 0.0  # another worker may have had it, and have answered it
+        # In the same millisecond a new stream gives the same ids again.
+        last = int(taken[2].entry_id.partition("-")[0])
+        await eventually(client.time, lambda now: now[0] * 1000 + now[1] // 1000 > last)
+        if how == "FLUSHALL":
+            await client.flushall()
+        elif how == "DEL":
+            await client.delete(queue)
+        else:
+            await client.xgroup_destroy(queue, "esl-bridge")
+        consumer.upkeep()
+        await client.xadd(queue, {"data": b"3"})
+        await eventually(lambda: b"3" in [delivery.payload for delivery in taken])
+        told: dict[bytes, list[bool | None]] = {}
+        for delivery in taken[:3]:
+            delivery.still_ours(told.setdefault(delivery.payload, []).append)
+        await eventually(lambda: sum(map(len, told.values())) == 3)
+        # Where the stream is there yet it was handed to us anew, all of it.
+        assert told == {b"0": [True], b"1": [True], b"2": [how == "XGROUP DESTROY"]}
+        for delivery in taken[:2]:
+            delivery.finish(f"esl.reply.{queue}", delivery.payload, "", refusal=True)
+        await eventually(lambda: client.llen(f"esl.reply.{queue}"), lambda length: length == 2)
+    await bus.close()
+
+
 async def test_a_queue_of_another_kind_is_refused_by_name(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str
 ) -> None:
