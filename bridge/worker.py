@@ -335,10 +335,9 @@ class Worker:
     # --- what happens -------------------------------------------------------------------------------
 
     async def _take_requests(self) -> None:
-        """Consume the queues as soon as the bus is there; what the broker refuses for good ends the worker."""
+        """Consume the queues (a node's own: crew/steward.py) as soon as the bus is there; a refusal ends the worker."""
         await self._connected.wait()
         try:
-            # A node's own queues are taken by its owner (crew/steward.py).
             await self.queues.take(self.settings.esl.esl_connect_timeout / 1000)
         except BusError as error:
             log.error("requests cannot be taken", reason=str(error))
@@ -368,6 +367,8 @@ class Worker:
                 log.info("bus connected", bus=self.bus.url)
             if state.reason:
                 log.warning("the bus refuses something", bus=self.bus.url, reason=state.reason)
+            elif known is not None and known.connected and known.reason:
+                log.info("the bus refuses nothing any more", bus=self.bus.url)
             self._connected.set()
             self.publisher.wake()
         elif not self._stopping:

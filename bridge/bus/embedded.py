@@ -122,6 +122,14 @@ class EmbeddedBroker:
         """End it at once; what it stored stays for the next ``start``."""
         await self._end(signal.SIGKILL)
 
+    def reload(self, config: str) -> None:
+        """Have a running nats-server take over other lines of configuration, as an operator's SIGHUP does."""
+        self._config = config
+        if self._process is not None:
+            folder = self._folder or Path(self._temporary or "")
+            (folder / "server.conf").write_text(self._nats_config(folder))
+            self._process.send_signal(signal.SIGHUP)
+
     def pause(self) -> None:
         """Freeze it: connections stay, nothing is answered."""
         if self._process is not None:

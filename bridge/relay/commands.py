@@ -63,6 +63,7 @@ class CommandRelay:
         directory: CallDirectory | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._bus = bus
         self._clock = clock = clock_of(self._loop)
         self._settings = settings
         self._limit = settings.max_in_flight
@@ -253,7 +254,10 @@ class CommandRelay:
             self._desk.end(exchange, refused(Refusal(Status.INVALID, "id: was used for a different request")))
         elif verdict is Verdict.PASSED_ON or exchange.delivery.pulled:
             # Its entry may be given to another worker while ours is cut off, and run there: "no" could be a lie.
-            if not self._sender.stopped:
+            if verdict is Verdict.UNREACHABLE and self._clock() >= exchange.deadline and self._bus.connected:
+                # The queue is served and the ledger is not: one request must not hold up others for ever.
+                self._possession.ask_queue(exchange, partial(self._desk.end, exchange, execution.UNASKED))
+            elif not self._sender.stopped:
                 self._loop.call_later(_ASK_AGAIN, self._remember, exchange)
         else:
             self._desk.end(exchange, refused(exchange.refusal or execution.NO_LEDGER))

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from bridge.bus.base import Bus, Delivery
+from bridge.errors import MessageTooLarge
 from bridge.messages.codec import JSON
 from bridge.messages.reply import CommandReply, Executed, Status
 from bridge.relay.answers import compose, encode_within, headers_of
@@ -111,7 +112,10 @@ class ReplyDesk:
         if told is not None:
             self._send_final(exchange, *self._again(exchange, told))
             return
-        log.warning("another worker has taken over the request %s, which was in hand here", exchange.id)
+        log.warning(
+            "another worker has taken over the request %s, which was in hand here, or its queue was deleted",
+            exchange.id,
+        )
         exchange.delivery.let_go()
         self._close(exchange)
 
@@ -192,9 +196,7 @@ class ReplyDesk:
             reply, payload = encode_within(reply, exchange.codec, self._bus.max_payload)
         delivery, request = exchange.delivery, exchange.request
         try:
-            headers = headers_of(reply, delivery.headers)
-            refusal = reply.executed is _NO
-            delivery.finish(exchange.address, payload, exchange.codec.request_content_type, headers, refusal=refusal)
+            reply = self._finish(exchange, reply, payload)
         except Exception:  # a fault of one bus must not keep the request in hand for ever
             log.exception("the reply to %s could not be written", exchange.id)
         if reply.status is _DENIED:
@@ -203,6 +205,17 @@ class ReplyDesk:
         if hooks.audit is not None:
             hooks.audit(request, reply, delivery.queue, exchange.address)
         self._close(exchange)
+
+    def _finish(self, exchange: Exchange, reply: CommandReply, payload: bytes) -> CommandReply:
+        """Write the final reply; returns what it says."""
+        delivery, codec = exchange.delivery, exchange.codec
+        address, content_type, refusal = exchange.address, codec.request_content_type, reply.executed is _NO
+        try:
+            delivery.finish(address, payload, content_type, headers_of(reply, delivery.headers), refusal=refusal)
+        except MessageTooLarge:  # the broker takes less by now than it took when the reply was composed
+            reply, payload = encode_within(reply, codec, self._bus.max_payload)
+            delivery.finish(address, payload, content_type, headers_of(reply, delivery.headers), refusal=refusal)
+        return reply
 
     def _close(self, exchange: Exchange) -> None:
         self._closed(exchange)

@@ -70,6 +70,9 @@ NO_LEDGER: Final = Refusal(Status.UNAVAILABLE, "the ledger cannot be reached")
 DRAINING: Final = Refusal(Status.DRAINING, "the worker is shutting down")
 WORKER_GONE: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, GONE)
 RUNS: Final = Result(Status.TIMEOUT, Executed.UNKNOWN, None, "the same id was sent before and has no outcome yet")
+UNASKED: Final = Result(
+    Status.TIMEOUT, Executed.UNKNOWN, None, "not run now, and the ledger cannot be asked whether the id ran before"
+)
 FAULT: Final = Result(Status.CONNECTION_LOST, Executed.UNKNOWN, None, "a fault inside the bridge, its log says more")
 
 

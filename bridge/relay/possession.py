@@ -46,7 +46,11 @@ class Possession:
             until = self._clock() + refusals.sure_for
             refusals.claim(delivery, partial(self._recorded, exchange, go_on, until), asked=exchange.ours)
         else:
-            delivery.still_ours(partial(self._told, exchange, go_on))
+            self.ask_queue(exchange, go_on)
+
+    def ask_queue(self, exchange: Exchange, go_on: Callable[[], None]) -> None:
+        """The same of its queue alone, which tells less; there is no need of records then."""
+        exchange.delivery.still_ours(partial(self._told, exchange, go_on))
 
     def _recorded(
         self, exchange: Exchange, go_on: Callable[[], None], until: float, right: Right, told: CommandReply | None

@@ -28,6 +28,7 @@ _RETRY: Final = 0.25  # s; while the broker does not answer
 _REFUSALS: Final = 4  # refused so often, an outcome goes out unkept
 _LOOK_FIRST, _LOOK_LAST = 0.02, 0.5  # s; between two looks at what another worker runs
 _MAX_UNKNOWN: Final = 50_000
+_QUIET: Final = 60.0  # s; until the same is told again
 SHORTEST: Final = 60.0
 """Seconds that a marker lasts at least when nobody renews it."""
 
@@ -86,6 +87,7 @@ class SharedLedger:
         self._unknown = Lately[tuple[bytes, Record]](window, _MAX_UNKNOWN)
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0
+        self._complain_at = 0.0
 
     async def open(self) -> None:
         """Have the broker's memory ready. Raises ``BusUnavailable``, ``BusRefused``."""
@@ -143,7 +145,7 @@ class SharedLedger:
             if error is not None:
                 if not lost:
                     self._doubts[key] = value
-                self._tell_all(key, Verdict.UNREACHABLE, None)
+                self._unreachable(key, error)
             elif written:
                 self._doubts.pop(key, None)
                 running.record, running.written_at = found, self._loop.time()
@@ -213,9 +215,15 @@ class SharedLedger:
                 running.waiting.pop(0)(Verdict.NEW, None)
             else:
                 self._doubts[key] = value
-                self._tell_all(key, Verdict.UNREACHABLE, None)
+                self._unreachable(key, error)
 
         self._records.swap(key, value, None, self.lasting, swapped)
+
+    def _unreachable(self, key: str, error: BusError) -> None:
+        if isinstance(error, BusRefused) and self._loop.time() >= self._complain_at:
+            self._complain_at = self._loop.time() + _QUIET
+            log.error("requests wait for the ledger, which the broker refuses: %s", error)
+        self._tell_all(key, Verdict.UNREACHABLE, None)
 
     def _tell_all(self, key: str, verdict: Verdict, kept: CommandReply | None) -> None:
         for answer in self._running.pop(key).waiting:
@@ -300,17 +308,9 @@ class SharedLedger:
             self._kept(key, running, entry.reply, stored, entry.reply)
 
     def _kept(
-        self,
-        key: str,
-        running: _Running,
-        reply: CommandReply,
-        stored: Callable[..., None],
-        told: CommandReply | None,
+        self, key: str, running: _Running, reply: CommandReply, stored: Callable[..., None], told: CommandReply | None
     ) -> None:
-        if told is None:
-            stored()
-        else:
-            stored(told)
+        stored() if told is None else stored(told)
         if self._running.get(key) is running:
             self._tell_all(key, Verdict.KEPT, reply)
 

@@ -8,16 +8,18 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import nats
 import pytest
+import redis.asyncio
 
 from bridge.bus.base import Received
 from bridge.bus.embedded import EmbeddedBroker
 from bridge.bus.nats.proof import Proof
-from tests.integration.conftest import House
+from tests.integration.conftest import House, until
 
 
 @pytest.fixture
@@ -237,3 +239,159 @@ async def test_a_broker_that_forgets_acknowledgements_runs_nothing_again_in_the_
     ran = {line: count for line, count in switch.executed.items() if line.startswith(("eval", "msleep"))}
     assert ran == {"eval named": 1, "eval nameless": 1, "msleep 1500": 1}
     await client.close()
+
+
+async def test_a_ledger_that_refuses_holds_nothing_up_for_longer_than_its_budget(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its bucket is full (NATS), or somebody else's values lie in it (Redis)."""
+    switch = await house.switch()
+    nats_bus = house.broker.kind == "nats"
+    queue = "esl.queue.fs1" if nats_bus else "esl.cmd.fs1"
+    worker = await house.worker(switch, commands={"durable": True} if nats_bus else {})
+    client = await house.client()
+    assert (await client.request({"command": "eval 1"}, timeout=10)).status == "ok"
+    async with AsyncExitStack() as stack:
+        if nats_bus:
+            broker = await nats.connect(house.broker.url)
+            stack.push_async_callback(broker.close)
+            stream = await broker.jetstream().stream_info("KV_esl-bridge-ledger")
+            stream.config.max_bytes = stream.state.bytes
+            await broker.jetstream().update_stream(stream.config)
+        else:
+            other = redis.asyncio.from_url(house.broker.url)
+            stack.push_async_callback(other.aclose)
+            for id in ("first", "second"):
+                await other.lpush("esl.ledger." + blake2b(id.encode(), digest_size=16).hexdigest(), "x")
+        asked = [
+            asyncio.create_task(
+                client.request({"id": id, "command": f"eval {id}", "timeout_ms": 600}, timeout=20, queue=queue)
+            )
+            for id in ("first", "second")
+        ]
+        for reply in await asyncio.gather(*asked):
+            # The second one's budget ends in line.
+            assert (reply.status, reply.executed) in {("timeout", "unknown"), ("expired", "no")}
+        assert not worker.commands.in_flight
+        if nats_bus:
+            stream.config.max_bytes = -1
+            await broker.jetstream().update_stream(stream.config)
+    reply = await client.request({"id": "third", "command": "eval third"}, timeout=20, queue=queue)
+    assert (reply.status, reply.result) == ("ok", "third")
+    assert not {"eval first", "eval second"} & set(switch.executed)
+    assert [text.startswith("requests wait for the ledger") for text in caplog.messages].count(True) == 1
+
+
+async def test_a_ledger_that_is_deleted_keeps_what_runs(nats_house: House, caplog: pytest.LogCaptureFixture) -> None:
+    switch = await nats_house.switch()
+    await nats_house.worker(switch, commands={"durable": True, "background": [], "safe": []})
+    client = await nats_house.client()
+    broker = await nats.connect(nats_house.broker.url)
+    asked = [
+        asyncio.create_task(client.request({"id": queue, "command": f"msleep {time}"}, timeout=20, queue=queue))
+        for queue, time in (("esl.cmd", 400), ("esl.queue", 401))
+    ]
+    await until(lambda: sum(switch.executed.values()) >= 1 and "msleep 400" in switch.executed)
+    await broker.jetstream().delete_stream("KV_esl-bridge-ledger")
+    # Waits until there is one again.
+    reply = await client.request({"id": "next", "command": "eval next"}, timeout=20, queue="esl.queue")
+    assert (reply.status, reply.result) == ("ok", "next")
+    assert {(reply.status, reply.executed) for reply in await asyncio.gather(*asked)} == {("ok", "yes")}
+    again = await client.request({"id": "esl.cmd", "command": "msleep 400"}, timeout=20, queue="esl.cmd")
+    assert (again.status, again.executed, again.replayed) == ("ok", "yes", True)
+    assert max(switch.executed[line] for line in ("msleep 400", "msleep 401", "eval next")) == 1
+    assert caplog.text.count("somebody deleted the bucket esl-bridge-ledger") == 1
+    await broker.close()
+
+
+@pytest.mark.parametrize("how", ["restart", "restart, safe", "reload"])
+async def test_a_broker_that_takes_less_than_before_is_answered_what_it_takes(nats_house: House, how: str) -> None:
+    switch = await nats_house.switch()
+    go_on = asyncio.Event()
+
+    async def wait(_argument: str) -> str:
+        await go_on.wait()
+        return "x" * 300_000
+
+    switch.api.commands["wait"] = wait
+    safe = ["wait"] if "safe" in how else []  # safe ones ask no ledger, which has to wait for the broker too
+    worker = await nats_house.worker(switch, commands={"durable": True, "safe": safe}, esl={"esl_cmd_timeout": 20_000})
+    broker, ledger = nats_house.broker, worker.commands._ledger
+    async with await nats.connect(broker.url, reconnect_time_wait=0.05, max_reconnect_attempts=-1) as client:
+        inbox = client.new_inbox()
+        replies = await client.subscribe(inbox)
+
+        async def put(id: str, command: str, queue: str) -> None:
+            body = json.dumps({"id": id, "command": command, "reply_to": inbox}).encode()
+            await client.jetstream().publish(queue, body)
+
+        await put("1", "wait 1", "esl.queue")
+        await put("2", "wait 2", "esl.queue.fs1")
+        # One stands behind the other in the simulator, whichever came first.
+        await until(lambda: {"wait 1", "wait 2"} & set(switch.executed) and worker.commands.in_flight == 2)
+        if not safe:
+            await until(lambda: [one.record is not None for one in ledger._running.values()] == [True, True])
+        lower = "max_payload: 100KB"
+        if how == "reload":
+            broker.reload(lower)
+            await until(lambda: "Reloaded server configuration" in "".join(broker._output))
+            go_on.set()
+        else:
+            broker._config = lower
+            await broker.kill()
+            await until(lambda: not worker.bus.connected)
+            go_on.set()
+            if safe:
+                await until(lambda: worker.commands.in_flight == 0)
+            else:
+                await until(lambda: len(ledger) == 2 and all(one.ending for one in ledger._running.values()))
+            await broker.start()
+        said: dict[str, Any] = {}
+        while len(said) < 2:
+            one = json.loads((await replies.next_msg(timeout=20)).data)
+            said[one["id"]] = one["status"], one["executed"]
+        assert said == {"1": ("too_large", "yes"), "2": ("too_large", "yes")}
+        await put("3", "eval 3", "esl.queue")
+        assert json.loads((await replies.next_msg(timeout=20)).data)["result"] == "3"
+        assert safe or max(switch.executed[line] for line in ("wait 1", "wait 2")) == 1
+
+
+async def test_a_caller_hears_that_its_reply_does_not_fit_any_more(nats_house: House) -> None:
+    switch = await nats_house.switch()
+    worker = await nats_house.worker(switch)
+    switch.api.commands["big"] = lambda argument: "x" * 300_000
+    client = await nats_house.client()
+    assert (await client.request({"command": "big 1"}, timeout=20)).status == "ok"
+    # As where the broker came back with less while the ledger was asked: the bus knows, the reply does not.
+    keep = worker.commands._ledger.keep
+
+    def lowered(key: str, reply: Any, stored: Any) -> None:
+        worker.bus._keeper.link.wire.limit = worker.bus._max_payload = 100_000
+        keep(key, reply, stored)
+
+    worker.commands._desk.ledger.keep = lowered
+    reply = await client.request({"command": "big 2"}, timeout=20)
+    assert (reply.status, reply.executed, reply.result) == ("too_large", "yes", None)
+
+
+async def test_outcomes_are_kept_as_long_as_they_have_to_be_whatever_the_bucket_says_by_now(nats_house: House) -> None:
+    await nats_house.worker(await nats_house.switch(), commands={"claim_after": 1.0})
+    async with await nats.connect(nats_house.broker.url) as client:
+        streams = client.jetstream()
+
+        async def lasting() -> float:
+            return float((await streams.stream_info("KV_esl-bridge-ledger")).config.max_age or 0)
+
+        config = (await streams.stream_info("KV_esl-bridge-ledger")).config
+        wanted = await lasting()
+        config.max_age = config.duplicate_window = 1
+        await streams.update_stream(config)
+        assert await lasting() == 1
+        async with asyncio.timeout(20):
+            while await lasting() != wanted:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        config.max_age = 2 * wanted  # longer is as good
+        await streams.update_stream(config)
+        client_of_ours = await nats_house.client()
+        assert (await client_of_ours.request({"command": "eval 1"}, timeout=10)).status == "ok"
+        assert await lasting() == 2 * wanted

@@ -16,8 +16,9 @@ from bridge.bus.nats.consumer import DEAD_LETTERS, QUEUE_GROUP, NatsConsumer
 from bridge.bus.nats.durable import DurableQueues, QueueNames
 from bridge.bus.nats.inbox import Inbox, is_no_responders
 from bridge.bus.nats.jetstream import JetStream, check_not_captured
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.questions import Questions, Unanswered
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.records import NatsRecords

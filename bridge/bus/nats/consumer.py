@@ -11,8 +11,9 @@ from typing import Protocol
 
 from bridge.bus.base import Delivery
 from bridge.bus.nats.entry import dead_letter
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.service import Endpoint
 from bridge.errors import BusUnavailable

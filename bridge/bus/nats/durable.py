@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -30,6 +31,9 @@ API_TIMEOUT: Final = 5.0
 MAX_PENDING: Final = 65_536
 DURABLE: Final = "esl-bridge"
 
+log = logging.getLogger(__name__)
+
+_TELL_AGAIN: Final = 60.0  # s
 _NOT_FOUND, _IN_USE, _NO_CONSUMER = 10059, 10058, 10014
 
 
@@ -68,6 +72,9 @@ class DurableQueues:
         self._consumers: list[DurableConsumer] = []
         self.clock = BrokerClock()
         self._following: asyncio.Task[None] | None = None
+        self._known: set[str] = set()  # streams that were there
+        self._remaking: asyncio.Task[None] | None = None
+        self._problems: dict[str, float] = {}
 
     def covers(self, queue: str) -> bool:
         """Whether this is the name of a durable queue."""
@@ -79,8 +86,7 @@ class DurableQueues:
         """See ``Bus.consume``. Raises ``BusRefused`` where there is no JetStream for us."""
         if self._keeper.link is not None:
             await self.make()
-        node = queue[len(self.names.queue) + 1 :]
-        name = f"{DURABLE}-{node}" if node else DURABLE
+        name, strict = self._name(queue), queue != self.names.queue
         consumer = DurableConsumer(
             queue,
             handler,
@@ -90,15 +96,24 @@ class DurableQueues:
             next_subject=f"{API}CONSUMER.MSG.NEXT.{self.names.stream}.{name}",
             dead_letters=self.names.dead,
             inbox_prefix=self._inbox_prefix,
-            strict=bool(node),
+            strict=strict,
             clock=self.clock,
-            prepare=partial(self.make_consumer, name, queue, strict=bool(node)),
+            prepare=partial(self.make_consumer, name, queue, strict=strict),
+            unkept=self._make_again,
+            problem=self.problem,
         )
+        for drained in [one for one in self._consumers if one.over]:
+            drained.close()
+            self._consumers.remove(drained)
         self._consumers.append(consumer)
         if self._following is None:
-            self._following = asyncio.create_task(self._follow_clock(), name="broker's clock")
+            self._following = asyncio.create_task(self._follow(), name="broker's clock")
         await consumer.start()
         return consumer
+
+    def _name(self, queue: str) -> str:
+        node = queue[len(self.names.queue) + 1 :]
+        return f"{DURABLE}-{node}" if node else DURABLE
 
     async def put(
         self, queue: str, payload: bytes, content_type: str, headers: Mapping[str, str] | None = None
@@ -122,6 +137,7 @@ class DurableQueues:
             await self._make_stream(names.dead_stream, [names.dead], retention="limits", discard="old", max_msgs=10_000)
 
     async def _make_stream(self, name: str, subjects: list[str], **limits: object) -> None:
+        known = name in self._known  # before anybody else of us makes it
         answer = await self.api(f"STREAM.INFO.{name}")
         if answer.get("error", {}).get("err_code") == _NOT_FOUND:
             config = {
@@ -136,7 +152,30 @@ class DurableQueues:
                 **limits,
             }
             answer = await self.api(f"STREAM.CREATE.{name}", config)
+            if known and "error" not in answer:
+                self.problem(f"somebody deleted the stream {name}, with what was in it: it was made again")
         check(answer, f"stream {name}", (_IN_USE,))
+        self._known.add(name)
+
+    def _make_again(self) -> None:
+        """Dead letters find no stream."""
+        if self._remaking is None or self._remaking.done():
+            self._remaking = asyncio.create_task(self._remake(), name="dead letters' stream")
+
+    async def _remake(self) -> None:
+        try:
+            await self.make()
+        except BusError as error:
+            self.problem(str(error))
+
+    def problem(self, text: str) -> None:
+        """Tell people something, the same only now and then."""
+        now = time.monotonic()
+        if now - self._problems.get(text, -_TELL_AGAIN) >= _TELL_AGAIN:
+            if len(self._problems) > 100:
+                self._problems.clear()
+            self._problems[text] = now
+            log.warning("%s", text)
 
     async def make_consumer(self, name: str, queue: str, *, strict: bool) -> tuple[float, int]:
         """Have a consumer on the queue; returns its own ``ack_wait`` in s, and the place of the stream's last entry.
@@ -160,9 +199,19 @@ class DurableQueues:
             }
             asked = {"stream_name": stream, "config": config}
             answer = await self.api(f"CONSUMER.DURABLE.CREATE.{stream}.{name}", asked)
-        check(answer, f"consumer {name} of stream {stream}")
-        ack_wait = float(answer["config"].get("ack_wait") or self._claim_after * 1e9) / 1e9
-        return ack_wait, int((await self._stream_info())["state"]["last_seq"])
+        return self._ack_wait_of(name, answer, strict), int((await self._stream_info())["state"]["last_seq"])
+
+    def _ack_wait_of(self, name: str, answer: Mapping[str, Any], strict: bool) -> float:
+        """How long the consumer waits (s); what somebody made of it that breaks a promise is told."""
+        what = f"consumer {name} of stream {self.names.stream}"
+        check(answer, what)
+        config = answer["config"]
+        most, pending = config.get("max_deliver") or -1, config.get("max_ack_pending") or -1
+        if most > 0:
+            self.problem(f"{what}: max_deliver is {most}: a request whose workers die so often is never answered")
+        if strict and pending != 1:
+            self.problem(f"{what}: max_ack_pending is {pending}, not 1: order is not kept when the node changes hands")
+        return float(config.get("ack_wait") or self._claim_after * 1e9) / 1e9
 
     async def _stream_info(self) -> dict[str, Any]:
         """The queue's stream as it is now; the answer bears the server's time (NATS 2.10)."""
@@ -173,11 +222,17 @@ class DurableQueues:
             self.clock.noted(asked_at, datetime.fromisoformat(answer["ts"]).timestamp())
         return answer
 
-    async def _follow_clock(self) -> None:
+    async def _follow(self) -> None:
+        """The server's clock, and what somebody does to the consumers."""
         while True:
             await asyncio.sleep(ASK_EVERY)
             with contextlib.suppress(BusError):
                 await self._stream_info()
+            for consumer in [one for one in self._consumers if not one.stopping]:
+                name = self._name(consumer.queue)
+                with contextlib.suppress(BusError):
+                    answer = await self.api(f"CONSUMER.INFO.{self.names.stream}.{name}")
+                    consumer.waits(self._ack_wait_of(name, answer, consumer.strict))
 
     async def api(self, verb: str, asked: object = None) -> dict[str, Any]:
         """Ask JetStream. Raises ``BusUnavailable``, and ``BusRefused`` where there is none."""
@@ -206,8 +261,9 @@ class DurableQueues:
 
     def close(self) -> None:
         """End all work: what is in hand will be claimed by others."""
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._remaking):
+            if task is not None:
+                task.cancel()
         for consumer in self._consumers:
             consumer.close()
 

@@ -7,8 +7,9 @@ import contextlib
 import secrets
 from collections.abc import Callable
 
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusError, BusUnavailable, NoConsumer
 

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import random
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-import nats.errors
+from collections.abc import Callable
 
 from bridge.bus.base import BusState
 from bridge.bus.nats.address import NatsAddress, NatsFiles, NatsServer
 from bridge.bus.nats.link import NatsLink
-from bridge.bus.nats.reading import Incoming
+from bridge.bus.nats.listener import Listener
 from bridge.errors import BusError, BusRefused, BusUnavailable
 
 CONNECT_TIMEOUT = 5.0
@@ -29,75 +26,9 @@ BACKOFF_REFUSED = 30.0
 
 # The server says it of each message, in front of the PONG behind them; nats-py makes it lower case.
 _DENIED = re.compile(r'permissions violation for publish to "(.+)"')
-
-
-class Listener:
-    """One subscription, attached to every link anew; ``guard`` may raise ``BusRefused`` before it is attached.
-
-    ``held`` says that the server has it, as far as is known: the right to it may be taken away while the link lives.
-    """
-
-    def __init__(
-        self,
-        subject: str,
-        queue: str,
-        handler: Callable[[Incoming], None],
-        guard: Callable[[NatsLink], Awaitable[None]] | None = None,
-    ) -> None:
-        self.subject = subject
-        self.queue = queue
-        self.handler = handler
-        self.guard = guard
-        self.handle: Any = None
-        self.link: NatsLink | None = None
-        self.refusal = ""
-        self.held = False
-        self.optional = False
-
-    async def attach(self, link: NatsLink) -> None:
-        """Subscribe on this link. Raises ``BusRefused`` (guard), ``BusUnavailable`` and ``ValueError``."""
-        if self.link is link:
-            self.detach()  # what the server took away is forgotten here, too
-        self.link, self.refusal, self.held = link, "", False
-        try:
-            if self.guard is not None:
-                await self.guard(link)
-            self.handle = await link.wire.subscribe(self.subject, self.queue, self.handler)
-        except nats.errors.BadSubjectError:
-            raise ValueError(f"not a subject to listen to: {self.subject!r}") from None
-        except BusRefused as error:
-            self.refusal = str(error)
-            raise
-        except nats.errors.Error as error:
-            raise BusUnavailable(str(error)) from None
-
-    def check(self) -> None:
-        """Raise ``BusRefused`` when the server has denied this subscription (known after a confirmation)."""
-        if self.optional:
-            return
-        if self.refusal:
-            raise BusRefused(self.refusal)
-        for text in self.link.violations if self.link is not None else ():
-            if self.concerns(text):
-                self.refuse(text)
-                raise BusRefused(self.refusal)
-        self.held = True
-
-    def concerns(self, violation: str) -> bool:
-        """Whether the server's words are about this subscription."""
-        return f'subscription to "{self.subject.lower()}"' in violation
-
-    def refuse(self, violation: str) -> None:
-        """The server does not let us have it."""
-        self.held = False
-        self.refusal = f"the server does not let us listen to {self.subject} ({violation})"
-
-    def detach(self) -> None:
-        """Take it back at once."""
-        if self.handle is not None and self.link is not None and self.link.alive:
-            self.link.wire.unsubscribe(self.handle)
-            self.link.wire.forget(self.handle)
-        self.handle = None
+# A server whose configuration changed ends subscriptions that it had granted, and names their numbers.
+_TAKEN_AWAY = re.compile(r'permissions violation for subscription to "([^"]+)".* \(sid "')
+_TELL_AFTER = 0.1  # s; a changed configuration takes several away, one by one
 
 
 class LinkKeeper:
@@ -124,6 +55,7 @@ class LinkKeeper:
         self._last_error: BusError | None = None
         self._told: set[str] = set()
         self._leaving: asyncio.Task[None] | None = None
+        self._telling: asyncio.TimerHandle | None = None
 
     # --- the caller's side -----------------------------------------------------------------------
 
@@ -312,6 +244,7 @@ class LinkKeeper:
     async def _retry_refused(self, link: NatsLink) -> None:
         for listener in [listener for listener in self._listeners if listener.refusal]:
             link.violations.clear()
+            listener.detach()
             with contextlib.suppress(BusError, ValueError):
                 await listener.attach(link)
                 await link.confirm()
@@ -369,16 +302,12 @@ class LinkKeeper:
     def _violated(self, text: str) -> None:
         """A denied publish is told once a link, and counted; a denied subscription is told by its listener.
 
-        One that we had is the exception: somebody changed our rights. It is tried again like one denied from the start.
+        One that was taken away is tried again until it is given back, as those that were denied are.
         """
         if found := _DENIED.search(text):
             self.on_denied(found[1])
-        taken = [listener for listener in self._listeners if listener.held and listener.concerns(text)]
-        for listener in taken:
-            listener.refuse(text)
-        if taken and self.link is not None:
-            self._changed.set()
-            self._tell_refusals()
+        elif found := _TAKEN_AWAY.search(text):
+            self._taken_away(found[1], text)
         if self.link is not None and "subscription" not in text and text not in self._told and len(self._told) < 100:
             self._told.add(text)
             self._tell(BusState(True, text))
@@ -386,6 +315,20 @@ class LinkKeeper:
     def _tell_refusals(self) -> None:
         reasons = [listener.refusal for listener in self._listeners if listener.refusal]
         self._tell(BusState(True, "; ".join(reasons)))
+
+    def _taken_away(self, subject: str, text: str) -> None:
+        for listener in self._listeners:
+            if listener.handle is not None and listener.subject.lower() == subject:
+                listener.refuse(text)
+                listener.optional = False
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(_TELL_AFTER, self._told_what_is_gone)
+
+    def _told_what_is_gone(self) -> None:
+        self._telling = None
+        if self.link is not None:
+            self._changed.set()
+            self._tell_refusals()
 
     def _tell(self, state: BusState) -> None:
         if state != self.state:

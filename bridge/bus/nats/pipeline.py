@@ -17,8 +17,9 @@ import msgspec
 from bridge.bus.appending import Pipeline
 from bridge.bus.base import Message
 from bridge.bus.nats.inbox import is_no_responders
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.nats.render import check_batch
 from bridge.bus.nats.room import NO_LIMIT, Room

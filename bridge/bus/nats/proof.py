@@ -7,17 +7,35 @@ somebody did. Never writes a reply twice that may have been heard: such an entry
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Final
 
+import msgspec
+
 from bridge.bus.nats.entry import DurableEntry, InHand
 from bridge.bus.nats.keeper import LinkKeeper
-from bridge.errors import BusUnavailable
+from bridge.errors import BusUnavailable, MessageTooLarge
 
 RETRY_AFTER: Final = 0.25
 """Seconds after which a reply that nobody listened for is written again."""
 GIVE_UP_AFTER: Final = 15.0
 """Seconds that a caller has to come back (a broker restarted: clients take their time)."""
+
+
+DEAD: Final = b"+TERM"
+"""How an entry is acknowledged that became a dead letter."""
+
+
+class _Fault(msgspec.Struct):
+    description: str = ""
+
+
+class _Refusal(msgspec.Struct):
+    error: _Fault
+
+
+_decode_refusal = msgspec.json.Decoder(_Refusal).decode
 
 
 class _Reply:
@@ -43,13 +61,27 @@ class _Reply:
 
 
 class Proof:
-    """The replies of one consumer that are not certain yet; ``gone`` is told of entries that are over for good."""
+    """The replies of one consumer that are not certain yet; ``gone`` is told of entries that are over for good.
 
-    def __init__(self, keeper: LinkKeeper, out: InHand, base: str, gone: Callable[[DurableEntry], object]) -> None:
+    ``unkept`` is called when a dead letter finds no stream, ``problem`` with what people should know.
+    """
+
+    def __init__(
+        self,
+        keeper: LinkKeeper,
+        out: InHand,
+        base: str,
+        gone: Callable[[DurableEntry], object],
+        *,
+        unkept: Callable[[], None],
+        problem: Callable[[str], None],
+    ) -> None:
         self._keeper = keeper
         self._out = out
         self._base = base
         self._gone = gone
+        self._unkept = unkept
+        self._problem = problem
         self._loop = asyncio.get_running_loop()
         self._count = 0
         self._written: dict[str, _Reply] = {}
@@ -57,6 +89,11 @@ class Proof:
         self._doubtful: list[DurableEntry] = []
         self.proving: asyncio.Task[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything is certain."""
+        return not (self._written or self._waiting or self._doubtful)
 
     def write(
         self,
@@ -76,6 +113,11 @@ class Proof:
         reply = self._written.get(subject)
         if reply is not None:
             reply.nobody = True
+
+    def refused(self, answer: bytes) -> None:
+        """A stream that takes what was written, a dead letter, says why it did not."""
+        with contextlib.suppress(msgspec.DecodeError):
+            self._problem(f"a dead letter was refused, and is lost: {_decode_refusal(answer).error.description}")
 
     def up(self) -> None:
         """A link is there."""
@@ -129,9 +171,14 @@ class Proof:
     def _proven(self, reply: _Reply) -> None:
         now = self._loop.time()
         reply.since = reply.since or now
+        dead = reply.nobody and reply.verb == DEAD
         if not reply.nobody or now - reply.since > GIVE_UP_AFTER:
+            if dead:
+                self._problem(f"no stream takes dead letters ({reply.address}): they are lost")
             self._acknowledge(reply)
             return
+        if dead:
+            self._unkept()
         reply.nobody = False
         self._waiting.append(reply)
         if self._retry is None:
@@ -143,7 +190,12 @@ class Proof:
             self._retry = None
         waiting, self._waiting = self._waiting, []
         for reply in waiting:
-            self._leave(reply)
+            try:
+                self._leave(reply)
+            except MessageTooLarge:
+                # This server takes less than the one that it was written for: whoever gets the entry says so.
+                self._out.send(reply.entry.ack, b"-NAK", "")
+                self._gone(reply.entry)
 
     def _acknowledge(self, reply: _Reply) -> None:
         self._out.send(reply.entry.ack, reply.verb, "")

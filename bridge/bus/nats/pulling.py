@@ -17,7 +17,8 @@ from bridge.bus.base import Delivery
 from bridge.bus.clock import BrokerClock
 from bridge.bus.nats.entry import DurableEntry, InHand, read_ack
 from bridge.bus.nats.inbox import NO_RESPONDERS
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.proof import Proof
 from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusError, BusUnavailable
@@ -28,6 +29,8 @@ PATIENCE: Final = 3.0
 """Seconds after which a pull that the server should have ended is taken for lost (a new leader knows nothing of it)."""
 PAUSE: Final = 0.25
 """Seconds before the stream or the consumer is looked for again."""
+PATIENT_ATTEMPTS: Final = 5
+"""How often that may fail before it is told."""
 MAX_BATCH: Final = 256
 PROOF: Final = "w"
 """First letter of the last word of the subjects on which the server tells that nobody listens for a reply."""
@@ -37,7 +40,8 @@ class DurableConsumer:
     """One durable queue being consumed. See ``Consumer``.
 
     ``prepare`` has the consumer at the server and returns its ``ack_wait`` (s) and the place of the last entry that the
-    stream has; ``next_subject`` asks it for entries. A ``strict`` one takes one entry at a time.
+    stream has; ``next_subject`` asks it for entries. A ``strict`` one takes one entry at a time. ``unkept`` is called
+    when a dead letter finds no stream, ``problem`` with what people should know.
     """
 
     def __init__(
@@ -54,13 +58,15 @@ class DurableConsumer:
         strict: bool,
         clock: BrokerClock,
         prepare: Callable[[], Awaitable[tuple[float, int]]],
+        unkept: Callable[[], None],
+        problem: Callable[[str], None],
     ) -> None:
         self.queue = queue
         self.out = out
         self.dead_letters = dead_letters
         self._keeper = keeper
         self._make = prepare
-        self._strict = strict
+        self.strict = strict
         self._clock = clock
         self._handler = handler
         self._room = room
@@ -68,7 +74,8 @@ class DurableConsumer:
         self._listener = Listener(self._inbox + "*", "", self._arrived)
         self._next = next_subject
         self._in_hand: dict[str, DurableEntry] = {}
-        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go)
+        self._problem = problem
+        self._proof = Proof(keeper, out, self._inbox + PROOF, self.let_go, unkept=unkept, problem=problem)
         self._ready = False
         self._preparing: asyncio.Task[None] | None = None
         self._round = 0
@@ -80,7 +87,7 @@ class DurableConsumer:
         self._ack_wait = 30.0
         # A server that was killed may have forgotten deliveries of entries up to here.
         self._since = 0
-        self._stopping = False
+        self.stopping = False
         self._quiet = asyncio.Event()
 
     # --- life ---------------------------------------------------------------------------------------
@@ -105,15 +112,20 @@ class DurableConsumer:
         if self._keeper.link is None:
             return
         self._proof.up()
-        if not self._ready and not self._stopping and self._preparing is None:
+        if not self._ready and not self.stopping and self._preparing is None:
             self._preparing = asyncio.create_task(self._prepare_until_done(), name=f"prepare {self.queue}")
 
     async def _prepare_until_done(self) -> None:
+        attempts = 0
         try:
-            while not self._stopping and self._keeper.link is not None:
+            while not self.stopping and self._keeper.link is not None:
                 try:
                     await self._prepare()
-                except BusError:
+                except BusError as error:
+                    attempts += 1
+                    # A server that was just started, or lost its leader, needs a moment; a lost link is told elsewhere.
+                    if attempts >= PATIENT_ATTEMPTS and self._keeper.link is not None:
+                        self._problem(f"{self.queue} cannot be served: {error}")
                     await asyncio.sleep(PAUSE * random.uniform(1, 2))
                 else:
                     return
@@ -133,7 +145,7 @@ class DurableConsumer:
 
     async def drain(self, grace: float) -> None:
         """Ask for no more; what the last pull still brings is handed over. See ``Consumer``."""
-        self._stopping = True
+        self.stopping = True
         if self._open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
@@ -142,13 +154,18 @@ class DurableConsumer:
         self._listener.detach()
 
     @property
+    def over(self) -> bool:
+        """Whether it was drained, and all that it took is answered for certain."""
+        return self.stopping and not self._in_hand and self._proof.idle
+
+    @property
     def proving(self) -> asyncio.Task[None] | None:
         """Done when the replies that were written are certain."""
         return self._proof.proving
 
     def close(self) -> None:
         """End all work."""
-        self._stopping = True
+        self.stopping = True
         self._over()
         if self._renewal is not None:
             self._renewal.cancel()
@@ -160,13 +177,13 @@ class DurableConsumer:
 
     def _ask(self) -> None:
         link = self._keeper.link
-        if self._stopping or not self._ready or self._open or link is None:
+        if self.stopping or not self._ready or self._open or link is None:
             return
         room = MAX_BATCH if self._room is None else self._room()
         if room <= 0:
             return
         self._round += 1
-        self._open = 1 if self._strict else min(room, MAX_BATCH)
+        self._open = 1 if self.strict else min(room, MAX_BATCH)
         self._quiet.clear()
         self._asked_at = self._asked_at or time.monotonic()
         asked = b'{"batch":%d,"expires":%d}' % (self._open, EXPIRES * 1e9)
@@ -240,6 +257,8 @@ class DurableConsumer:
         if message.subject.startswith(self._inbox + PROOF):
             if status == NO_RESPONDERS:
                 self._proof.nobody(message.subject)
+            elif b'"error"' in message.data:
+                self._proof.refused(message.data)
             return
         if status == "100" or message.subject != f"{self._inbox}{self._round:x}":
             return
@@ -268,6 +287,14 @@ class DurableConsumer:
     def let_go(self, entry: DurableEntry) -> None:
         """It is over for good, or another worker's."""
         self._in_hand.pop(entry.entry_id, None)
+
+    def waits(self, ack_wait: float) -> None:
+        """How long the server waits for signs of work, by now."""
+        if ack_wait != self._ack_wait and not self.stopping:
+            self._ack_wait = ack_wait
+            if self._renewal is not None:
+                self._renewal.cancel()
+            self._renew()
 
     def _renew_later(self) -> None:
         wait = self._ack_wait / 3 * random.uniform(0.8, 1.0)

@@ -6,8 +6,9 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.link import NatsLink
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.reading import Incoming
 from bridge.errors import BusRefused, BusUnavailable
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -17,11 +19,14 @@ import msgspec
 
 from bridge.bus.nats.buckets import API, Bucket
 from bridge.bus.nats.inbox import is_no_responders
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming, parse_headers
 from bridge.bus.records import Record, Swapped
 from bridge.errors import BusError, BusRefused, BusUnavailable
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 5.0
 """Seconds after which a server that said nothing is taken to be away."""
@@ -59,20 +64,23 @@ class NatsRecords:
         self._healing: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._claim_after = 30.0
+        self._lasting = 0.0
+        self._look_at = math.inf
         self._seen: dict[str, float] = {}
         self._listening_since = 0.0
 
     async def open(self, lasting: float, claim_after: float) -> None:
         """See ``Records``; a bucket that keeps longer than asked for stays as it is."""
         self._claim_after = claim_after
-        self._bucket.ttl = max(lasting, self._bucket.ttl if self._bucket.ready else 0.0)
-        self._bucket.ready = False
+        self._lasting = max(lasting, self._lasting)
+        self._bucket.ttl, self._bucket.ready = self._lasting, False
         await self._bucket.make()
         if not self._opened:
             self._opened = True
             await self._keeper.add(self._listener)
             await self._keeper.add(self._lives)
             self._listening_since = asyncio.get_running_loop().time()
+        self._look_at = asyncio.get_running_loop().time() + claim_after
 
     async def probe(self) -> None:
         """See ``Records``."""
@@ -239,21 +247,29 @@ class NatsRecords:
             took(None, reason)
 
     def _heal(self) -> None:
-        """Somebody deleted the bucket: make it again."""
+        """Somebody deleted the bucket, or made its entries shorter-lived than markers have to be: have it as it was."""
         if self._healing is None or self._healing.done():
-            self._bucket.ready = False
+            self._bucket.ttl, self._bucket.ready = self._lasting, False
             self._healing = asyncio.create_task(self._make(), name="ledger bucket")
 
     async def _make(self) -> None:
+        born = self._bucket.born
         with contextlib.suppress(BusError):
             await self._bucket.make()
+        if born and self._bucket.born != born:
+            log.warning("somebody deleted the bucket %s: outcomes of before are forgotten", self._bucket.name)
 
     # --- lives --------------------------------------------------------------------------------------
 
     def beat(self, instance: str) -> None:
         """See ``Records``. An ordinary message: whoever asks has listened, or waits until it has listened enough."""
-        link = self._keeper.link
+        link, now = self._keeper.link, asyncio.get_running_loop().time()
+        if self._lives.refusal:  # whom we are not let to hear is not gone
+            self._listening_since = now
         if link is not None:
+            if now >= self._look_at:
+                self._look_at = now + self._claim_after
+                self._heal()
             link.wire.add(self._alive + _hex(instance), "", b"1", "", None)
             self._leave_soon()
 
@@ -270,7 +286,8 @@ class NatsRecords:
         at = self._seen.get(_hex(instance), 0.0)
         # Whoever was not heard of yet, or not since our own outage, has as long as anybody else to be heard.
         recent = loop.time() - max(at, self._listening_since) < self._claim_after
-        loop.call_soon(answer, self._keeper.link is None or (at != _ENDED and recent))
+        deaf = self._keeper.link is None or bool(self._lives.refusal)
+        loop.call_soon(answer, deaf or (at != _ENDED and recent))
 
     def _beaten(self, message: Incoming) -> None:
         instance = message.subject[len(self._alive) :]

@@ -23,7 +23,8 @@ from nats.micro.service import (
 from nats.nuid import NUID
 
 from bridge.bus.base import ServiceCard
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.reading import Incoming
 
 

@@ -13,7 +13,8 @@ from functools import partial
 import msgspec
 
 from bridge.bus.nats.buckets import TIMEOUT, Bucket, Conflict, deleted
-from bridge.bus.nats.keeper import LinkKeeper, Listener
+from bridge.bus.nats.keeper import LinkKeeper
+from bridge.bus.nats.listener import Listener
 from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming
 from bridge.bus.storage import NODES, NOTE_TTL, WORKERS, Grant, Held

@@ -282,7 +282,7 @@ class _Completion:
         """The transaction ran; ``results`` are those of the reply's commands."""
         for result in results:
             if isinstance(result, ReplyError):
-                self._answers.problem(f"a reply was refused: {result}")
+                self._answers.problem(f"{'a dead letter' if self._dead else 'a reply'} was refused: {result}")
                 if not self._dead:
                     self._bury(f"the reply could not be written: {result}")
                 break

@@ -19,7 +19,7 @@ from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
 from bridge.bus.redis.watch import Share
-from bridge.bus.redis.wire import Reply, command
+from bridge.bus.redis.wire import Reply, ReplyError, command
 
 _BLOCK = 5  # s; how long one BLMOVE waits
 _FIRST_TAKE = 4
@@ -201,7 +201,7 @@ class ListQueue(Pull):
         # What an earlier life left, or what a broken connection swallowed, lies in our own list.
         self._must_look = True
         self._left_over = []
-        self._link.post(Operation(self._sign_of_life(), 2, ignore))
+        self._link.post(Operation(self._sign_of_life(), 2, self._shown))
 
     def ask(self, room: int) -> Operation:
         """See ``Pull.ask``."""
@@ -281,9 +281,14 @@ class ListQueue(Pull):
         alive = command(b"SET", self._prefix + b"alive." + self._worker, b"1", b"PX", lifetime)
         return alive + command(b"SADD", self._prefix + b"workers", self._worker)
 
+    def _shown(self, replies: list[Reply], error: Exception | None) -> None:
+        refusal = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
+        if refusal is not None and error is None:
+            self.answers.problem(f"{self.name}: other workers cannot see that this one lives: {refusal}")
+
     def upkeep(self) -> None:
         """Renew our sign of life; look for what silent workers left."""
-        self.answers.submit(Operation(self._sign_of_life(), 2, ignore, key=self.key))
+        self.answers.submit(Operation(self._sign_of_life(), 2, self._shown, key=self.key))
         if not self.stopping and self.room_left() > 0:
             members = command(b"SMEMBERS", self._prefix + b"workers")
             self.answers.submit(Operation(members, 1, self._found_workers, key=self.key))
@@ -339,6 +344,9 @@ class ListQueue(Pull):
                 self.answers.submit(Operation(gone, 1, ignore, key=self.key))
 
         self.answers.submit(Operation(moving, room, moved, key=self.key))
+
+    def uprooted(self) -> None:
+        """See ``Pull.uprooted``: what is in hand lies in a list of its own."""
 
     def give_back(self) -> None:
         """What the server moved and we never saw goes back to where it came from."""

@@ -102,6 +102,10 @@ class Pull(ABC):
         """See ``Delivery.still_ours``."""
 
     @abstractmethod
+    def uprooted(self) -> None:
+        """The queue, or its group, was deleted under us."""
+
+    @abstractmethod
     def give_back(self) -> None:
         """Free what the server gave us and we never saw."""
 
@@ -315,6 +319,7 @@ class Pull(ABC):
         self._perhaps = True
         if "NOGROUP" in text or "UNBLOCKED" in text:
             self.prepare()  # the stream was deleted under us
+            self.uprooted()
         else:
             self.answers.problem(f"{self.name}: {text}")
             if self._link.waits_for_ring and not _is_of_all(fault):

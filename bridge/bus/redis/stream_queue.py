@@ -5,44 +5,25 @@ This room never decodes a request.
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from bridge.bus.base import Delivery
 from bridge.bus.clock import BrokerClock
 from bridge.bus.redis.answers import Answers
-from bridge.bus.redis.entry import reply_if
 from bridge.bus.redis.link import Link, Operation, ignore
 from bridge.bus.redis.pulling import Pull
 from bridge.bus.redis.sharing import Sharing
+from bridge.bus.redis.stream_scripts import GROUP, IF_OURS, RENEW, place
 from bridge.bus.redis.watch import Share
 from bridge.bus.redis.wire import Reply, ReplyError, command
 
-GROUP = b"esl-bridge"
 FIELD = b"data"
-_IF_OURS = reply_if(
-    b"(redis.call('XPENDING', KEYS[1], ARGV[3], ARGV[4], ARGV[4], 1)[1] or {})[2] == ARGV[5]",
-    b"redis.call('XACK', KEYS[1], ARGV[3], ARGV[4]) redis.call('XDEL', KEYS[1], ARGV[4])",
-)
-# Of these entries those that are still the consumer's are renewed, in one step: another may claim any at any time.
-_RENEW = b"""local held = {}
-for i = 4, #ARGV do held[ARGV[i]] = true end
-local mine = {}
-for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[4], ARGV[#ARGV], ARGV[3], ARGV[2])) do
-  if held[entry[1]] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, entry[1], 'JUSTID')
-    mine[#mine + 1] = entry[1]
-  end
-end
-return mine"""
 _BLOCK = 5.0  # s; how long one XREADGROUP waits for entries
 _COUNT = 256  # entries a read when the room is not known
-
-
-def _place(ident: bytes) -> tuple[int, int]:
-    """Where an entry stands in its stream."""
-    milliseconds, _, number = ident.partition(b"-")
-    return int(milliseconds), int(number)
 
 
 class StreamEntry:
@@ -153,7 +134,7 @@ class StreamEntry:
     def if_ours(self, reply: bytes, payload: bytes, expiry: bytes) -> bytes:
         """See ``Entry.if_ours``."""
         keys = (self.key, reply)
-        return command(b"EVAL", _IF_OURS, b"2", *keys, payload, expiry, GROUP, self.ident, self._queue.worker)
+        return command(b"EVAL", IF_OURS, b"2", *keys, payload, expiry, GROUP, self.ident, self._queue.worker)
 
     def dead_letter(self, reason: str) -> tuple[bytes, ...]:
         """See ``Entry.dead_letter``."""
@@ -244,7 +225,8 @@ class StreamQueue(Pull):
         entries = (next(iter(reply.values())) if isinstance(reply, dict) else reply[0][1]) if reply else []
         if self._cursor is None:
             for ident, fields in entries:
-                self._hand_over(ident, fields, claimed=False, count=1)
+                if not self._reset(ident, fields):
+                    self._hand_over(ident, fields, claimed=False, count=1)
             return bool(entries)
         if not entries:
             self._cursor = self.gone = None
@@ -257,6 +239,23 @@ class StreamQueue(Pull):
                 claimed = self._first_life or ident in self._maybe_claimed
                 self._hand_over(ident, fields, claimed=claimed, count=2)
         return True
+
+    def uprooted(self) -> None:
+        """See ``Pull.uprooted``: what was ours and went along with the stream can be nobody else's ever again."""
+
+        def looked(entry: StreamEntry, replies: list[Reply], error: Exception | None) -> None:
+            if error is None and replies[0] == []:
+                entry.perhaps_lost_at = math.inf
+
+        now = time.monotonic()
+        for entry in [entry for entry in self.in_hand.values() if now < entry.perhaps_lost_at]:
+            looking = command(b"XRANGE", self.key, entry.ident, entry.ident)
+            self.answers.submit(Operation(looking, 1, partial(looked, entry), key=self.key))
+
+    def _reset(self, ident: bytes, fields: list[bytes]) -> bool:
+        """Whether it is in hand already, as the group was reset; one of a stream made anew may bear the same id."""
+        known = self.in_hand.get(ident)
+        return known is not None and known.payload in fields
 
     def _hand_over(self, ident: bytes, fields: list[bytes] | None, *, claimed: bool, count: int) -> None:
         if fields is None:  # deleted, but still in the list of what is pending
@@ -281,7 +280,13 @@ class StreamQueue(Pull):
     def upkeep(self) -> None:
         """Renew what is in hand; look for what silent workers left."""
         if self.in_hand:
-            self._renew(list(self.in_hand), lambda _mine: None)
+            lost_at = self.perhaps_lost_at()
+
+            def renewed(mine: set[bytes] | None) -> None:
+                for entry in [self.in_hand[ident] for ident in mine or () if ident in self.in_hand]:
+                    entry.perhaps_lost_at = max(lost_at, entry.perhaps_lost_at)
+
+            self._renew(list(self.in_hand), renewed)
         if not self.stopping and self.room_left() > 0:
             idle = b"%d" % int(self._claim_after * 1000)
             silent = command(b"XPENDING", self.key, GROUP, b"IDLE", idle, b"-", b"+", b"%d" % _COUNT)
@@ -293,7 +298,7 @@ class StreamQueue(Pull):
         An entry that another has claimed meanwhile is not taken back.
         """
 
-        idents = sorted(idents, key=_place)
+        idents = sorted(idents, key=place)
         # Between the first and the last may be some that we were given and have not seen.
         most = b"%d" % (len(self.in_hand) + _COUNT)
 
@@ -301,8 +306,13 @@ class StreamQueue(Pull):
             if error is None and isinstance(replies[0], ReplyError):
                 self._scripts = replies[0].code not in ("ERR", "NOPERM")
                 two_steps()
+            elif error is None and isinstance(replies[0], list):
+                mine, gone = replies[0]
+                for entry in [self.in_hand[ident] for ident in gone if ident in self.in_hand]:
+                    entry.perhaps_lost_at = math.inf
+                told(set(mine))
             else:
-                told(set(replies[0]) if error is None and isinstance(replies[0], list) else None)
+                told(None)
 
         def two_steps() -> None:  # who claims one in between loses it to us
             asking = command(b"XPENDING", self.key, GROUP, idents[0], idents[-1], most, self.worker)
@@ -320,7 +330,7 @@ class StreamQueue(Pull):
             told(set(mine))
 
         if self._scripts:
-            renewal = command(b"EVAL", _RENEW, b"1", self.key, GROUP, self.worker, most, *idents)
+            renewal = command(b"EVAL", RENEW, b"1", self.key, GROUP, self.worker, most, *idents)
             self.answers.submit(Operation(renewal, 1, renewed, key=self.key))
         else:
             two_steps()
@@ -331,6 +341,9 @@ class StreamQueue(Pull):
         ident, lost_at = delivery.ident, self.perhaps_lost_at()
 
         def renewed(mine: set[bytes] | None) -> None:
+            if delivery.perhaps_lost_at == math.inf:  # deleted while it was ours
+                told(True)
+                return
             if mine is not None:
                 delivery.perhaps_lost_at = lost_at
             told(None if mine is None else ident in mine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 
 import nats
 import pytest
+from nats.js.api import DiscardPolicy
+from nats.js.errors import BadRequestError, NotFoundError
 
 from bridge.bus.base import Delivery
 from bridge.bus.embedded import EmbeddedBroker
@@ -395,3 +398,141 @@ async def test_without_jetstream_it_is_said(open_nats: Any, start_nats: Any) -> 
 )
 def test_acknowledgement_subjects_of_all_servers_are_read(subject: str, facts: Any) -> None:
     assert read_ack(subject) == facts
+
+
+async def test_streams_that_somebody_deletes_are_made_again_and_told(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    bus = await open_nats(server.url)
+    taker = Taker(bus, "a")
+    await asyncio.gather(taker.start(), *(Taker(bus, name).start(f"{QUEUE}.{name}") for name in ("fs1", "fs2")))
+    assert not caplog.messages
+    asker = Asker(await open_nats(server.url))
+    await asker.ask(0)
+    await eventually(lambda: asker.answered == 1)
+    client = await nats.connect(server.url)
+    streams = client.jetstream()
+    taker.hold = True
+    await asker.ask(1)
+    await eventually(lambda: taker.open)
+    await streams.delete_stream("ESL_DEAD")
+    taker.open.pop().reject("no reply address")
+
+    async def dead_letters() -> int:
+        with contextlib.suppress(NotFoundError):
+            return (await streams.stream_info("ESL_DEAD")).state.messages
+        return 0
+
+    async with asyncio.timeout(10):
+        while not await dead_letters():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    taker.hold = False
+    await streams.delete_stream("ESL_QUEUE")
+    await eventually(lambda: caplog.text.count("was made again") == 2)
+    await asker.ask(2)
+    await eventually(lambda: asker.answered == 2)
+    assert [name in caplog.text for name in ("the stream ESL_DEAD", "the stream ESL_QUEUE")] == [True, True]
+    await client.close()
+
+
+async def test_a_queue_that_cannot_be_served_is_told_until_it_can(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    await Taker(await open_nats(server.url), "a").start()
+    asker = Asker(await open_nats(server.url))
+    client = await nats.connect(server.url)
+    streams = client.jetstream()
+    await streams.delete_stream("ESL_QUEUE")
+    async with asyncio.timeout(10):
+        while True:  # the worker makes its own again at once
+            with contextlib.suppress(BadRequestError):
+                await streams.add_stream(name="SOMEBODYS", subjects=["esl.queue"])
+                break
+            await streams.delete_stream("ESL_QUEUE")
+    await eventually(lambda: "esl.queue cannot be served" in caplog.text)
+    assert caplog.text.count("esl.queue cannot be served") == 1
+    await streams.delete_stream("SOMEBODYS")
+
+    async def asked() -> bool:
+        with contextlib.suppress(NoConsumer):
+            await asker.ask(1)
+            return True
+        return False
+
+    async with asyncio.timeout(10):
+        while not await asked():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await eventually(lambda: asker.answered == 1)
+    await client.close()
+
+
+async def test_dead_letters_that_their_stream_refuses_are_told(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually, caplog: pytest.LogCaptureFixture
+) -> None:
+    taker = await Taker(await open_nats(server.url), "a").start()
+    taker.hold = True
+    asker = Asker(await open_nats(server.url))
+    client = await nats.connect(server.url)
+    streams = client.jetstream()
+    config = (await streams.stream_info("ESL_DEAD")).config
+    config.max_msgs, config.discard = 1, DiscardPolicy.NEW
+    await streams.update_stream(config)
+    for number in range(3):
+        await asker.ask(number)
+    await eventually(lambda: len(taker.open) == 3)
+    for delivery in taker.open:
+        delivery.reject("no reply address")
+    await eventually(lambda: "a dead letter was refused, and is lost: maximum messages exceeded" in caplog.text)
+    assert caplog.text.count("a dead letter was refused") == 1
+    await client.close()
+
+
+async def test_what_somebody_makes_of_a_consumer_is_told_and_followed(
+    server: EmbeddedBroker,
+    open_nats: Any,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridge.bus.nats.durable.ASK_EVERY", 0.1)
+    slow = await Taker(await open_nats(server.url), "slow").start()
+    await slow.start(f"{QUEUE}.fs1")
+    slow.hold = True
+    client = await nats.connect(server.url)
+    streams = client.jetstream()
+    for name, changed in (
+        ("esl-bridge", {"ack_wait": 1.0, "max_deliver": 3}),
+        ("esl-bridge-fs1", {"max_ack_pending": 9}),
+    ):
+        config = (await streams.consumer_info("ESL_QUEUE", name)).config
+        await streams.add_consumer("ESL_QUEUE", config.evolve(**changed))
+    await eventually(lambda: "max_deliver is 3: a request whose workers die so often is never answered" in caplog.text)
+    await eventually(lambda: "max_ack_pending is 9, not 1" in caplog.text)
+    assert len(caplog.messages) == 2
+    # What is in hand is renewed in time for the new limit: nobody else gets it.
+    other = await Taker(await open_nats(server.url), "other").start()
+    asker = Asker(await open_nats(server.url))
+    other.room = 0
+    await asker.ask(1)
+    await eventually(lambda: slow.open)
+    other.room = 1_000
+    other.consumer.resume()
+    began = time.monotonic()
+    await eventually(lambda: other.taken or time.monotonic() - began > 2.5)
+    assert not other.taken
+    slow.release()
+    await eventually(lambda: asker.answered == 1)
+    await client.close()
+
+
+async def test_queues_that_were_drained_are_forgotten(
+    server: EmbeddedBroker, open_nats: Any, eventually: Eventually
+) -> None:
+    bus = await open_nats(server.url)
+    asker = Asker(await open_nats(server.url))
+    for number in range(4):
+        taker = await Taker(bus, "a").start(f"{QUEUE}.fs1")
+        await asker.ask(number, f"{QUEUE}.fs1")
+        await eventually(lambda number=number: asker.answered == number + 1)
+        await taker.consumer.drain(2)
+    assert len(bus._durable._consumers) <= 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import nats
 import nkeys
 import pytest
 
@@ -314,6 +316,35 @@ async def test_a_refused_listener_does_not_hold_up_the_others(start_nats: Any, o
     assert "denied.topic" in states[-1].reason
     await bus.publish_many([Message("allowed.topic", b"x")])
     await eventually(lambda: got)
+
+
+async def test_what_a_reload_takes_away_is_told_and_taken_up_again_when_it_is_given_back(
+    start_nats: Any, open_nats: Any, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "BACKOFF_REFUSED", 0.1)
+    denied = TWO_USERS.replace('subscribe: { allow: ["allowed.>", ', "subscribe: { allow: [")
+    server = await start_nats(TWO_USERS)
+    bus = await open_nats(with_user(server.url, "reader:s3cret"))
+    states: list[BusState] = []
+    bus.on_state = states.append
+    await bus.consume("allowed.queue", lambda delivery: delivery.finish(delivery.reply_to, b"done", ""))
+    other = await nats.connect(with_user(server.url, "worker:s3cret"))
+
+    async def answers() -> bool:
+        with contextlib.suppress(nats.errors.NoRespondersError):
+            return (await other.request("allowed.queue", b"x", timeout=5)).data == b"done"
+        return False
+
+    assert await answers()
+    for _ in range(2):
+        server.reload(denied)
+        await eventually(lambda: "allowed.queue" in bus.state.reason)
+        assert not await answers()
+        server.reload(TWO_USERS)
+        await eventually(lambda: bus.state == BusState(True, ""))
+        assert await answers()
+    assert all(state.connected for state in states), "the link to the server held"
+    await other.close()
 
 
 # --- doubt ---------------------------------------------------------------------------------------------

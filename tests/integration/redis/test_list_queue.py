@@ -256,6 +256,21 @@ async def test_a_queue_of_another_kind_is_refused_by_name(
     await client.delete(queue)
 
 
+async def test_what_keeps_others_from_seeing_us_is_told(
+    open_list: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_list(valkey_server.url, claim_after=0.3)
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    await client.set(f"{{{queue}}}.workers", "not a set", ex=60)
+    await bus.consume(queue, lambda delivery: delivery.finish(f"esl.reply.{queue}", b"answer", ""))
+    await eventually(lambda: problems)
+    assert "other workers cannot see that this one lives: WRONGTYPE" in problems[0]
+    await client.lpush(queue, b"x")  # served all the same
+    assert await client.blpop([f"esl.reply.{queue}"], timeout=10)
+    assert len(problems) == 1
+
+
 async def test_a_drain_puts_back_what_was_not_seen(
     open_list: Open, proxy: Any, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:

@@ -425,6 +425,19 @@ async def test_a_reply_that_cannot_be_written_becomes_a_dead_letter(
     assert await client.xlen(queue) == 0
 
 
+async def test_a_dead_letter_that_cannot_be_written_is_told(
+    open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
+) -> None:
+    bus = await open_redis(valkey_server.url, dead=f"{queue}.dead")
+    problems: list[str] = []
+    bus.on_problem = problems.append
+    await client.set(f"{queue}.dead", "not a stream", ex=60)
+    await bus.consume(queue, lambda delivery: delivery.reject("no reply address"))
+    await client.xadd(queue, {"data": b"x"})
+    await eventually(lambda: problems)
+    assert problems[0].startswith("a dead letter was refused: WRONGTYPE")
+
+
 async def test_an_entry_without_data_is_a_dead_letter(
     open_redis: Open, valkey_server: EmbeddedBroker, client: redis.asyncio.Redis, queue: str, eventually: Eventually
 ) -> None:
@@ -449,6 +462,116 @@ async def test_a_stream_that_is_deleted_comes_back(
     await client.delete(queue)
     await client.xadd(queue, {"data": b"2"})
     await eventually(lambda: len(taken) == 2)
+
+
+@pytest.mark.parametrize("how", ["DESTROY", "SETID"])
+async def test_a_group_that_is_reset_hands_nothing_over_twice(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    how: str,
+) -> None:
+    bus = await open_redis(valkey_server.url)
+    taken: list[Delivery] = []
+    await bus.consume(queue, taken.append)
+    for number in range(3):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) == 3)
+    if how == "DESTROY":
+        await client.xgroup_destroy(queue, "esl-bridge")
+    else:
+        await client.xgroup_setid(queue, "esl-bridge", "0")
+    await client.xadd(queue, {"data": b"3"})
+    await eventually(lambda: b"3" in [delivery.payload for delivery in taken])
+    assert [delivery.payload for delivery in taken] == [b"0", b"1", b"2", b"3"]
+    for delivery in taken:
+        delivery.finish(f"esl.reply.{queue}", delivery.payload, "")
+    await eventually(lambda: client.llen(f"esl.reply.{queue}"), lambda length: length == 4)
+    assert await client.xlen(queue) == 0
+    await client.delete(f"esl.reply.{queue}")
+
+
+@pytest.mark.parametrize("what", ["consumer", "entries"])
+async def test_what_an_operator_deletes_while_it_is_in_hand_is_answered_here(
+    open_redis: Open,
+    valkey_server: EmbeddedBroker,
+    client: redis.asyncio.Redis,
+    queue: str,
+    eventually: Eventually,
+    what: str,
+) -> None:
+    bus = await open_redis(valkey_server.url, worker="one", claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    for number in range(4):
+        await client.xadd(queue, {"data": b"%d" % number})
+    await eventually(lambda: len(taken) == 4)
+    await client.xclaim(queue, "esl-bridge", "heir", 0, [taken[3].entry_id])
+    if what == "consumer":
+        await client.xgroup_delconsumer(queue, "esl-bridge", "one")
+        # Before the next renewal puts them back: a refusal goes out all the same.
+        taken[2].perhaps_lost_at = 0.0
+        taken[2].finish(f"esl.reply.{queue}", b"2", "", refusal=True)
+    else:
+        await client.xtrim(queue, maxlen=0, approximate=False)
+    consumer.upkeep()
+    told: dict[bytes, list[bool | None]] = {}
+    for times in (3, 6):
+        for delivery in (taken[0], taken[1], taken[3]):
+            delivery.still_ours(told.setdefault(delivery.payload, []).append)
+        await eventually(lambda: sum(map(len, told.values())), lambda answers: answers == times)  # noqa: B023
+    assert told == {b"0": [True] * 2, b"1": [True] * 2, b"3": [False] * 2}
+    if what == "consumer":  # and when we die now, another worker finds them
+        pending = await client.xpending_range(queue, "esl-bridge", "-", "+", 10, "one")
+        assert [entry["message_id"].decode() for entry in pending] == [taken[0].entry_id, taken[1].entry_id]
+    else:
+        taken[2].finish(f"esl.reply.{queue}", b"2", "", refusal=True)
+    taken[0].finish(f"esl.reply.{queue}", b"0", "", refusal=True)
+    taken[1].finish(f"esl.reply.{queue}", b"1", "")
+    await eventually(
+        lambda: client.lrange(f"esl.reply.{queue}", 0, -1), lambda found: sorted(found) == [b"0", b"1", b"2"]
+    )
+    assert await client.xlen(queue) == (1 if what == "consumer" else 0)
+    await client.delete(f"esl.reply.{queue}")
+
+
+@pytest.mark.parametrize("how", ["DEL", "FLUSHALL", "XGROUP DESTROY"])
+async def test_what_is_in_hand_when_the_stream_is_deleted_is_answered_here(
+    open_redis: Open, start_valkey: Any, queue: str, eventually: Eventually, how: str
+) -> None:
+    server = await start_valkey()
+    bus = await open_redis(server.url, worker="one", claim_after=60)
+    taken: list[Delivery] = []
+    consumer = await bus.consume(queue, taken.append)
+    async with redis.asyncio.Redis(port=server.port) as client:
+        for number in range(3):
+            await client.xadd(queue, {"data": b"%d" % number})
+        await eventually(lambda: len(taken) == 3)
+        taken[2].perhaps_lost_at = 0.0  # another worker may have had it, and have answered it
+        # In the same millisecond a new stream gives the same ids again.
+        last = int(taken[2].entry_id.partition("-")[0])
+        await eventually(client.time, lambda now: now[0] * 1000 + now[1] // 1000 > last)
+        if how == "FLUSHALL":
+            await client.flushall()
+        elif how == "DEL":
+            await client.delete(queue)
+        else:
+            await client.xgroup_destroy(queue, "esl-bridge")
+        consumer.upkeep()
+        await client.xadd(queue, {"data": b"3"})
+        await eventually(lambda: b"3" in [delivery.payload for delivery in taken])
+        told: dict[bytes, list[bool | None]] = {}
+        for delivery in taken[:3]:
+            delivery.still_ours(told.setdefault(delivery.payload, []).append)
+        await eventually(lambda: sum(map(len, told.values())) == 3)
+        # Where the stream is there yet it was handed to us anew, all of it.
+        assert told == {b"0": [True], b"1": [True], b"2": [how == "XGROUP DESTROY"]}
+        for delivery in taken[:2]:
+            delivery.finish(f"esl.reply.{queue}", delivery.payload, "", refusal=True)
+        await eventually(lambda: client.llen(f"esl.reply.{queue}"), lambda length: length == 2)
+    await bus.close()
 
 
 async def test_a_queue_of_another_kind_is_refused_by_name(

@@ -179,6 +179,7 @@ class FakeBus:
     """Keeps what is sent beside final replies."""
 
     def __init__(self) -> None:
+        self.connected = True
         self.max_payload = 1 << 20
         self.sent: list[tuple[str, CommandReply]] = []
 

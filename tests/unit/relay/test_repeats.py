@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -482,3 +483,27 @@ async def test_a_request_that_others_may_get_waits_for_a_ledger_that_is_away(
     world.pool().take().api("+OK")
     slow_ledger.go()
     assert given.reply.status is OK
+
+
+async def test_a_request_hears_within_its_budget_that_the_ledger_alone_is_away(
+    make_world: Any, slow_ledger: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridge.relay.commands._ASK_AGAIN", 0.01)
+    world = make_world(ledger=slow_ledger)
+    slow_ledger.override = Verdict.UNREACHABLE
+    given = world.put(command="x", id="a", timeout_ms=1, delivery={"pulled": True})
+    await asyncio.sleep(0.005)
+    world.bus.connected = False  # another worker may have its entry by now: it waits
+    for _ in range(3):
+        await until(lambda: bool(slow_ledger.steps))
+        slow_ledger.go()
+        assert given.asked is None
+    world.bus.connected = True
+    await until(lambda: bool(slow_ledger.steps))
+    slow_ledger.go()
+    assert not given.answered
+    given.asked(True)
+    assert (given.reply.status, given.reply.executed) == (Status.TIMEOUT, Executed.UNKNOWN)
+    assert "ledger" in given.reply.error
+    assert not world.pool().given
+    assert world.relay.in_flight == 0
