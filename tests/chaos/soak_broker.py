@@ -167,7 +167,8 @@ async def soak(minutes: float, bus: str, delivery: str, seed: str, rate: int) ->
             print(f"{count} events, {missing} missing in the stream, {len(found) - len(first)} twice")  # noqa: T201
             assert first == sorted(first), "out of order"
             if delivery == "durable":
-                assert missing == totals["events_dropped"]
+                # Events of the switch's own (heartbeats) bear no number, and may have been dropped too.
+                assert 0 <= totals["events_dropped"] - missing <= totals["events_received"] - count
             else:
                 assert missing <= told(gaps, "buffer")
         if delivery != "durable":
