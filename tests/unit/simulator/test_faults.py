@@ -95,7 +95,7 @@ async def test_stall_holds_everything_back_for_a_time(switch: SimulatedSwitch, c
     began = asyncio.get_running_loop().time()
     client = await listen(switch, connect, 3)
     client.send("api echo x\n\n")
-    assert (await client.reply()).text == "x"  # before, between or behind the events, which are kept for the next line
+    assert (await client.reply()).text == "x"  # events in front of it are kept
     assert await numbers(client, 3) == ["0", "1", "2"]
     assert asyncio.get_running_loop().time() - began > 0.09
 
