@@ -24,6 +24,7 @@ from bridge.bus.nats.keeper import LinkKeeper
 from bridge.bus.nats.pulling import DurableConsumer
 from bridge.bus.nats.questions import Questions
 from bridge.bus.nats.reading import Incoming
+from bridge.bus.problems import Problems
 from bridge.errors import BusError, BusRefused, BusUnavailable, NoConsumer
 
 API: Final = "$JS.API."
@@ -32,8 +33,6 @@ MAX_PENDING: Final = 65_536
 DURABLE: Final = "esl-bridge"
 
 log = logging.getLogger(__name__)
-
-_TELL_AGAIN: Final = 60.0  # s
 _NOT_FOUND, _IN_USE, _NO_CONSUMER = 10059, 10058, 10014
 
 
@@ -74,7 +73,7 @@ class DurableQueues:
         self._following: asyncio.Task[None] | None = None
         self._known: set[str] = set()  # streams that were there
         self._remaking: asyncio.Task[None] | None = None
-        self._problems: dict[str, float] = {}
+        self.problem = Problems(log.warning)
 
     def covers(self, queue: str) -> bool:
         """Whether this is the name of a durable queue."""
@@ -167,15 +166,6 @@ class DurableQueues:
             await self.make()
         except BusError as error:
             self.problem(str(error))
-
-    def problem(self, text: str) -> None:
-        """Tell people something, the same only now and then."""
-        now = time.monotonic()
-        if now - self._problems.get(text, -_TELL_AGAIN) >= _TELL_AGAIN:
-            if len(self._problems) > 100:
-                self._problems.clear()
-            self._problems[text] = now
-            log.warning("%s", text)
 
     async def make_consumer(self, name: str, queue: str, *, strict: bool) -> tuple[float, int]:
         """Have a consumer on the queue; returns its own ``ack_wait`` in s, and the place of the stream's last entry.

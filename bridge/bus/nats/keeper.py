@@ -244,7 +244,6 @@ class LinkKeeper:
     async def _retry_refused(self, link: NatsLink) -> None:
         for listener in [listener for listener in self._listeners if listener.refusal]:
             link.violations.clear()
-            listener.detach()
             with contextlib.suppress(BusError, ValueError):
                 await listener.attach(link)
                 await link.confirm()

@@ -56,13 +56,9 @@ class Listener:
         if self.refusal:
             raise BusRefused(self.refusal)
         for text in self.link.violations if self.link is not None else ():
-            if self.concerns(text):
+            if f'subscription to "{self.subject.lower()}"' in text:
                 self.refuse(text)
                 raise BusRefused(self.refusal)
-
-    def concerns(self, violation: str) -> bool:
-        """Whether the server's words are about this subscription."""
-        return f'subscription to "{self.subject.lower()}"' in violation
 
     def refuse(self, violation: str) -> None:
         """The server does not let us have it."""

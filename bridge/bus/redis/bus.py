@@ -18,6 +18,7 @@ import structlog
 
 from bridge.bus.base import BusState, Consumer, Delivery, Message, Received, StreamSpec, Subscription
 from bridge.bus.clock import BrokerClock
+from bridge.bus.problems import Problems
 from bridge.bus.redis import rights
 from bridge.bus.redis.address import RedisUrl
 from bridge.bus.redis.answers import Answers
@@ -41,8 +42,6 @@ from bridge.errors import BusRefused, BusUnavailable, MessageTooLarge
 
 log = structlog.get_logger(__name__)
 
-_PROBLEM_AGAIN = 60.0  # s; until a problem is told again
-_MAX_PROBLEMS = 1024  # told apart
 _SETTLE = 2.0  # s; what close() waits for what was gathered
 
 
@@ -101,7 +100,7 @@ class RedisBus:
         self.on_broken: Callable[[], None] = lambda: None
         self.on_denied: Callable[[str], None] = lambda _topic: None
         self.on_problem: Callable[[str], None] = lambda text: log.warning("redis", problem=text)
-        self._problems: dict[str, float] = {}
+        problem = Problems(lambda text: self.on_problem(text))
 
         self._events = self._link(b"")
         self._publisher = Publisher(self._events)
@@ -113,7 +112,7 @@ class RedisBus:
         self._writers = Writers(self._servers, pulse=pulse, patience=silence)
         self._writers.on_change = self._tell_state
         self._writers.on_absent = self._absent
-        self._answers = Answers(self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=self._problem)
+        self._answers = Answers(self._writers, reply_ttl=reply_ttl, dead=dead, on_problem=problem)
         # A lease that waits behind megabytes of replies is lost: the storage has a connection of its own, once asked.
         self._storage_writers = Writers(self._servers, pulse=pulse, patience=silence)
         self.storage = RedisStorage(self._storage_writers)
@@ -123,7 +122,7 @@ class RedisBus:
         self._watch = Watch(self._link(b""), self._cannot_watch)
         self._topics_link = Link(functools.partial(self._servers.open, b""), pulse=pulse, pushes=True)
         self._topics = Topics(self._topics_link)
-        self._topics.on_problem = self._problem
+        self._topics.on_problem = problem
         self._lanes = ReplyLanes(self._link, self._writers, tagged=self._servers.many)
 
     # --- state -------------------------------------------------------------------------------------------
@@ -342,16 +341,6 @@ class RedisBus:
 
     def _cannot_watch(self, reason: str) -> None:
         log.info("each queue has a connection of its own", reason=reason)
-
-    def _problem(self, text: str) -> None:
-        """Tell it, but not at every attempt of every queue."""
-        now = asyncio.get_running_loop().time()
-        if now - self._problems.get(text, -_PROBLEM_AGAIN) < _PROBLEM_AGAIN:
-            return
-        if len(self._problems) >= _MAX_PROBLEMS:
-            self._problems.clear()
-        self._problems[text] = now
-        self.on_problem(text)
 
     def _link(self, key: bytes) -> Link:
         return Link(functools.partial(self._servers.open, key), pulse=self._pulse, patience=self._silence)
