@@ -323,7 +323,7 @@ def _option(option: Any) -> tuple[str, str, str]:
     default = option.show_default if isinstance(option.show_default, str) else option.default
     shown = "" if default is None or default is False or default == [] else str(default)
     if not names:
-        return code(metavar), code(shown), option.help
+        return code(metavar), code(shown), (option.help or "").replace("\\[", "[")
     return code(f"{', '.join(names)} {metavar}".strip()), code(shown), option.help or ""
 
 

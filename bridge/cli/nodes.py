@@ -31,7 +31,7 @@ def nodes(
     name: Annotated[str | None, typer.Argument(help="The node.", show_default=False, metavar="NAME")] = None,
     url: Annotated[
         str | None,
-        typer.Argument(help="With add: fs://[username]:password@host[:port].", show_default=False, metavar="URL"),
+        typer.Argument(help=r"With add: fs://\[username]:password@host[:port].", show_default=False, metavar="URL"),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="With add: a tag; repeat it for more.")] = None,
     pin: Annotated[

@@ -21,6 +21,11 @@ from bridge.config.settings import Settings
 from bridge.errors import ConfigError
 
 DEFAULT_FILE = "bridge.toml"
+# tomllib's words for the two commonest slips, in those of who made them.
+_TOML = {
+    "Cannot overwrite a value": "a key or table is given twice",
+    "Invalid value": "no value (text stands in quotes)",
+}
 
 
 def find_config_file(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
@@ -71,6 +76,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _without_values(text: str) -> str:
     # tomllib's messages quote at most a character or a key of the file, and say where.
+    for theirs, ours in _TOML.items():
+        text = text.replace(theirs, ours)
     return text[:1].lower() + text[1:200]
 
 

@@ -98,6 +98,8 @@ def _text_of(details: ErrorDetails, field: FieldInfo | None, model: type[BaseMod
         text = f"must match {context['pattern']}"
     elif kind == "string_too_short":
         text = "must not be empty"
+    elif kind == "list_type" and field is None:
+        text = f"is a list of tables: write [[{at(details['loc'])}]], in two brackets"
     else:
         text = _TEXTS.get(kind) or details["msg"][:1].lower() + details["msg"][1:]
     return text + _shown(kind, field, value)

@@ -49,6 +49,13 @@ def test_every_command_helps_with_examples(command, capsys):
     assert f"esl-bridge {command}" in shown
 
 
+def test_the_form_of_a_nodes_url_is_told_whole(capsys, monkeypatch):
+    """Brackets are marks of Rich: it took ``[username]`` for one and left it out."""
+    monkeypatch.setenv("COLUMNS", "120")
+    main(["nodes", "--help"])
+    assert "fs://[username]:password@host[:port]" in capsys.readouterr().out
+
+
 def test_the_overview_names_every_command_and_exit_code(capsys):
     assert main(["--help"]) == exits.FINE
     shown = capsys.readouterr().out

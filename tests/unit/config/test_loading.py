@@ -102,6 +102,21 @@ def test_a_file_that_is_not_toml_is_told_with_its_place(problems):
     assert "line 2" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "told"),
+    [
+        ('[bus]\ncodec = "json"\ncodec = "json"\n', "bridge.toml", "a key or table is given twice (at line 3"),
+        ("[bus]\nurl = nats://h", "bridge.toml", "no value (text stands in quotes) (at line 2"),
+        ('[node]\nname = "fs1"\nurl = "fs://:x@h"', "node", "write [[node]], in two brackets"),
+        ('[events.route]\nname = "a"\ntopic = "fs.x"', "events.route", "write [[events.route]], in two brackets"),
+    ],
+)
+def test_the_commonest_slips_in_toml_are_told_in_plain_words(problems, text, key, told):
+    [(where, what)] = problems(text).items()
+    assert where.endswith(key)
+    assert told in what
+
+
 def test_every_fault_is_told_at_once_with_its_key(problems):
     found = problems(
         """
