@@ -174,3 +174,14 @@ async def test_outcomes_that_reached_the_replica_outlive_the_master(scene: Scene
     assert [it.result for it in replies] == ids
     assert {scene.switch.executed[f"eval {id}"] for id in ids} == {1}
     assert (await scene.ask("afterwards")).result == "afterwards"
+
+
+async def test_the_least_rights_hold_what_a_cluster_and_sentinel_need(start_valkey: Any) -> None:
+    """A worker asks a Cluster for its map, and what Sentinel names whether it is the master."""
+    server = await start_valkey(
+        SECURITY.read_text().partition("<!-- file: redis -->\n```conf\n")[2].partition("```")[0]
+    )
+    async with redis.asyncio.Redis(port=server.port, username="esl-bridge", password="bridge-secret") as user:
+        assert (await user.execute_command("ROLE"))[0] == b"master"
+        with pytest.raises(redis.ResponseError, match="cluster support disabled"):
+            await user.execute_command("CLUSTER", "SLOTS")
