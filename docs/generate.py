@@ -322,9 +322,8 @@ def _option(option: Any) -> tuple[str, str, str]:
     metavar = _metavar(option)
     default = option.show_default if isinstance(option.show_default, str) else option.default
     shown = "" if default is None or default is False or default == [] else str(default)
-    if not names:
-        return code(metavar), code(shown), (option.help or "").replace("\\[", "[")
-    return code(f"{', '.join(names)} {metavar}".strip()), code(shown), option.help or ""
+    told = (option.help or "").replace("\\[", "[")  # a bracket that Rich shall not take for a mark
+    return code(f"{', '.join(names)} {metavar}".strip()), code(shown), told
 
 
 @block("errors")

@@ -33,6 +33,7 @@ MAX_PENDING: Final = 65_536
 DURABLE: Final = "esl-bridge"
 
 log = logging.getLogger(__name__)
+
 _NOT_FOUND, _IN_USE, _NO_CONSUMER = 10059, 10058, 10014
 
 

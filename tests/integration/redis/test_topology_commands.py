@@ -64,9 +64,13 @@ async def _tls(ask_for: Any) -> Place:
     return Place(url, bus={"tls_ca": authority}, caller={"tls_ca_file": authority})
 
 
+def _users() -> str:
+    """The users of the page on security, as lines of a server's configuration."""
+    return SECURITY.read_text().partition("<!-- file: redis -->\n```conf\n")[2].partition("```")[0]
+
+
 async def _least_rights(ask_for: Any) -> Place:
-    lines = SECURITY.read_text().partition("<!-- file: redis -->\n```conf\n")[2].partition("```")[0]
-    server = await ask_for("start_valkey")(lines)
+    server = await ask_for("start_valkey")(_users())
     at = f"127.0.0.1:{server.port}"
     return Place(f"redis://esl-bridge:bridge-secret@{at}", f"redis://service:service-secret@{at}")
 
@@ -178,9 +182,7 @@ async def test_outcomes_that_reached_the_replica_outlive_the_master(scene: Scene
 
 async def test_the_least_rights_hold_what_a_cluster_and_sentinel_need(start_valkey: Any) -> None:
     """A worker asks a Cluster for its map, and what Sentinel names whether it is the master."""
-    server = await start_valkey(
-        SECURITY.read_text().partition("<!-- file: redis -->\n```conf\n")[2].partition("```")[0]
-    )
+    server = await start_valkey(_users())
     async with redis.asyncio.Redis(port=server.port, username="esl-bridge", password="bridge-secret") as user:
         assert (await user.execute_command("ROLE"))[0] == b"master"
         with pytest.raises(redis.ResponseError, match="cluster support disabled"):
