@@ -273,7 +273,7 @@ async def test_a_leaving_worker_hands_over_first(yard: Yard) -> None:
 
 async def test_a_standby_that_once_came_too_late_takes_what_is_given_at_once(yard: Yard) -> None:
     lease = 60.0
-    first = await yard.join("a", 1, standby=1, lease_time=lease)
+    first = await yard.join("a", 1, standby=1, lease_time=lease, pin="a")
     await yard.until(lambda: yard.owners() == {"fs1": ["a"]})
     second = await yard.join("b", 1, standby=1, lease_time=lease, pin="a")
     await yard.until(lambda: yard.hands["b"]["fs1"].ready and second.ownerships["fs1"].overlapped)
